@@ -1,0 +1,133 @@
+"""Options. A script's Config is its experiment; `--name value` on the command line overrides one default."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+
+class InputError(ValueError):
+    """A mistake of the person who runs the script: what is wrong, with the value, and what to do about it."""
+
+
+def option(default: Any, help: str, *, group: str = "model", choices: tuple = (), minimum: float | None = None) -> Any:
+    """A Config field that is also a flag.
+
+    `help` is one sentence; `group` the heading in --help; `choices` the values allowed; `minimum` the least value.
+    A flag with choices and the default "none" may stand alone: `--augment` means its second choice.
+    """
+    return field(default=default, metadata={"help": help, "group": group, "choices": choices, "minimum": minimum})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The options every training script has. A script gives its own defaults by naming a field again."""
+
+    data: str = option(
+        "Nfiniteai/product-masks-sample",
+        "'sample', a Hub id, a folder of Parquet files or an image folder",
+        group="data",
+    )
+    crop: bool = option(False, "cut each image to its bounding box", group="data")
+    augment: str = option(
+        "none", "'lab': random flip and rotation up to 15 degrees", group="data", choices=("none", "lab")
+    )
+    margin: float = option(0.0, "context kept around the box on each side, in box sides", group="data", minimum=0)
+    fit: str = option(
+        "squash", "how a crop becomes square: stretched, or padded", group="data", choices=("squash", "pad")
+    )
+    image_size: int = option(224, "side of the square model input in pixels", group="data", minimum=1)
+    val_fraction: float = option(
+        0.0, "share of train to cut off as val where the data has none", group="data", minimum=0
+    )
+    limit: int = option(0, "use this many evenly spaced rows of each split; 0 means all", group="data", minimum=0)
+    bad_rows: str = option(
+        "error", "rows that cannot be used: stop, or go on without them", group="data", choices=("error", "skip")
+    )
+    cache: str = option(".cache", "folder of the decoded pixels, shared by all runs", group="data")
+
+    recipe: str = option(
+        "default",
+        "'lab': Adam, lr 1e-3, batch 16, 3 epochs, constant lr, file order",
+        group="training",
+        choices=("default", "lab"),
+    )
+    epochs: int = option(10, "passes over the train split", group="training", minimum=1)
+    batch_size: int = option(16, "images per optimizer step, over all processes", group="training", minimum=1)
+    lr: float = option(1e-3, "peak learning rate", group="training", minimum=0)
+    warmup_epochs: float = option(1.0, "epochs of linear warm-up before the cosine decay", group="training", minimum=0)
+    weight_decay: float = option(0.05, "decoupled weight decay, on weight matrices only", group="training", minimum=0)
+    clip_norm: float = option(1.0, "largest gradient norm; 0 means no clipping", group="training", minimum=0)
+    accumulate: int = option(1, "pieces a batch is cut into to save memory", group="training", minimum=1)
+    seed: int = option(0, "seed of the weights, the row order and the augmentation", group="training", minimum=0)
+
+    out: str = option("", "run folder; empty means runs/SCRIPT-VARIANT-sSEED", group="run")
+    resume: bool = option(False, "go on from the run folder's checkpoint, if there is one", group="run")
+    checkpoint_every: int = option(0, "steps between checkpoints; 0 means one per epoch", group="run", minimum=0)
+    dry_run: bool = option(False, "two steps and one evaluation, into a temporary folder", group="run")
+    summary: bool = option(False, "print the layer table before training", group="run")
+
+    lab: ClassVar[dict] = dict(
+        epochs=3, batch_size=16, lr=1e-3, warmup_epochs=0.0, weight_decay=0.0, clip_norm=0.0, image_size=224
+    )  # what `--recipe lab` puts in place of the defaults; AdamW without weight decay is Adam
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, rule, flag = getattr(self, f.name), _metadata(type(self), f.name), flag_of(f.name)
+            if rule["choices"] and value not in rule["choices"]:
+                raise InputError(f"{flag} is {value!r}: choose from {', '.join(rule['choices'])}.")
+            if rule["minimum"] is not None and not rule["minimum"] <= value < float("inf"):
+                raise InputError(f"{flag} is {value}: it must be at least {rule['minimum']}.")
+        if self.val_fraction >= 1:
+            raise InputError(f"--val-fraction is {self.val_fraction}: it is a share of train, below 1.")
+
+    @property
+    def variant(self) -> str:
+        """The preprocessing in a word: full, crop, full-augment or crop-augment."""
+        return ("crop" if self.crop else "full") + ("" if self.augment == "none" else "-augment")
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parse(config_class: type[TrainConfig], argv: Sequence[str] | None = None) -> TrainConfig:
+    """The command line `argv` (default: this process's) as a `config_class`. Unknown flags end the script, code 2."""
+    parser = argparse.ArgumentParser(
+        description=sys.modules[config_class.__module__].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    groups = {name: parser.add_argument_group(name) for name in ("data", "training", "model", "run")}
+    for f in fields(config_class):
+        rule = _metadata(config_class, f.name)
+        kwargs: dict[str, Any] = dict(default=f.default, help=f"{rule['help']} (default: {f.default})")
+        if f.type is bool:
+            kwargs |= dict(action=argparse.BooleanOptionalAction) if f.default else dict(action="store_true")
+        else:
+            kwargs |= dict(type=f.type, choices=rule["choices"] or None)
+            kwargs |= dict(metavar=None if rule["choices"] else f.type.__name__.upper())
+            if rule["choices"] and f.default == "none":
+                kwargs |= dict(nargs="?", const=rule["choices"][1])
+        groups[rule["group"]].add_argument(flag_of(f.name), **kwargs)
+    if parser.parse_args(argv).recipe == "lab":
+        parser.set_defaults(**config_class.lab)
+    return config_class(**vars(parser.parse_args(argv)))
+
+
+def run(main: Callable[[], None]) -> None:
+    """Calls a script's `main`; a mistake of the person ends it with one clear message and exit code 1."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def _metadata(config_class: type, name: str) -> dict:
+    """What `option` said of a field, by the nearest class that said it: a script may restate the default alone."""
+    for base in config_class.__mro__:
+        f = base.__dict__.get("__dataclass_fields__", {}).get(name)
+        if f is not None and f.metadata:
+            return f.metadata
+    raise TypeError(f"{config_class.__name__}.{name} needs option(default, help)")

@@ -1,0 +1,48 @@
+"""The start of a run: devices, threads, seed and run folder, checked before anything slow begins."""
+
+import os
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from common.config import InputError, TrainConfig
+from common.runs import check_folder, run_folder
+
+
+def start(config: TrainConfig) -> Accelerator:
+    """The accelerator of this run, with the threads set, the weights' seed sown and the run folder free to use.
+
+    Raises:
+        InputError: a GPU is asked for and absent, or the run folder may not be used.
+    """
+    use_all_cores()
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1", "NoDevFiles")
+    asked |= os.environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cuda")
+    accelerator = Accelerator()
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if not torch.cuda.is_available() and accelerator.device.type != "mps":
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        if (asked and not on_cpu) or accelerator.num_processes < started:
+            raise InputError(
+                "a CUDA GPU is asked for, but torch finds none on this machine. Leave out --multi_gpu and --gpu_ids "
+                "and unset CUDA_VISIBLE_DEVICES, or start CPU processes with ACCELERATE_USE_CPU=1 torchrun."
+            )
+        if accelerator.mixed_precision == "fp16":
+            raise InputError("mixed precision fp16 needs a GPU: on the CPU use bf16 or no.")
+    if not config.dry_run and accelerator.is_main_process:
+        check_folder(run_folder(config), config.resume)
+    torch.manual_seed(config.seed)
+    return accelerator
+
+
+def use_all_cores() -> None:
+    """Gives a process its share of the physical cores, unless the person has set OMP_NUM_THREADS.
+
+    Both launchers put 1 into that variable, which halves the speed of a CPU run on two cores.
+    """
+    launched = any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"))
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

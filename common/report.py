@@ -1,0 +1,111 @@
+"""What a run shows of itself: a line per epoch, a table of predictions and three pictures."""
+
+import csv
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display needed
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from scipy.special import softmax  # noqa: E402
+from sklearn.metrics import confusion_matrix  # noqa: E402
+
+from common.data import ClassificationDataset  # noqa: E402
+from common.files import whole  # noqa: E402
+from common.metrics import row_losses  # noqa: E402
+
+
+def epoch_line(epoch: int, epochs: int, train_loss: float, result: dict, seconds_left: float) -> str:
+    """One line of an epoch's scores and the time left."""
+    names = ("accuracy", "precision", "recall", "f1", "macro_f1", "top5")
+    shown = "  ".join(f"{name} {result[name]:.3f}" for name in names if name in result)
+    minutes, seconds = divmod(round(seconds_left), 60)
+    return (
+        f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss {train_loss:.3f}  val loss {result['loss']:.3f}  {shown}"
+        f"  {minutes}:{seconds:02} left"
+    )
+
+
+def write_predictions(path: Path, val: ClassificationDataset, logits: np.ndarray) -> None:
+    """One row per val image: ids, label, prediction, the prediction's probability, the label's loss in nats."""
+    labels, probabilities = val.labels.numpy(), softmax(logits.astype(np.float64), axis=1)
+    predictions, ids = probabilities.argmax(1), val.ids()
+    columns = {
+        **ids,
+        "label": [val.classes[i] for i in labels],
+        "prediction": [val.classes[i] for i in predictions],
+        "probability": probabilities.max(1).tolist(),
+        "loss": row_losses(labels, logits).tolist(),
+    }
+    with whole(path) as partial, open(partial, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def write_plots(out: Path, val: ClassificationDataset, logits: np.ndarray, log: list[dict]) -> None:
+    """curves.png, confusion.png and mistakes.png into the folder `out`."""
+    for name, figure in (
+        ("curves.png", _curves(log)),
+        ("confusion.png", _confusion(val, logits)),
+        ("mistakes.png", _mistakes(val, logits)),
+    ):
+        with whole(out / name) as partial:
+            figure.savefig(partial, format="png", dpi=120)
+        plt.close(figure)
+
+
+def _curves(log: list[dict]) -> plt.Figure:
+    """Losses and val scores over the epochs."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    steps, epochs = [e for e in log if "loss" in e], [e for e in log if "val_loss" in e]
+    left.plot([e["epoch"] for e in steps], [e["loss"] for e in steps], color="tab:blue", label="train", linewidth=1)
+    left.plot(
+        [e["epoch"] for e in epochs], [e["val_loss"] for e in epochs], color="tab:orange", label="val", marker="."
+    )
+    left.set(xlabel="epoch", ylabel="cross-entropy (nats)", ylim=(0, None))
+    for name in ("accuracy", "f1", "macro_f1"):
+        right.plot([e["epoch"] for e in epochs], [e[f"val_{name}"] for e in epochs], label=f"val {name}", marker=".")
+    right.set(xlabel="epoch", ylim=(0, 1))
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    return figure
+
+
+def _confusion(val: ClassificationDataset, logits: np.ndarray) -> plt.Figure:
+    """Counts of val rows, true class by predicted class; colour is the share of the true class."""
+    classes = val.classes
+    counts = confusion_matrix(val.labels.numpy(), logits.argmax(1), labels=range(len(classes)))
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 2.5 + 0.45 * len(classes)
+    figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(counts):
+        shade = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, counts[row, column], ha="center", va="center", color=shade, fontsize=9)
+    axis.set_xticks(range(len(classes)), classes, rotation=90)
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.set_title(f"{counts.trace()} of {counts.sum()} val rows right", fontsize=11)
+    return figure
+
+
+def _mistakes(val: ClassificationDataset, logits: np.ndarray, most: int = 24) -> plt.Figure:
+    """The val rows that are wrong with the highest probability, as the model saw them."""
+    labels, probabilities = val.labels.numpy(), softmax(logits, axis=1)
+    predictions = probabilities.argmax(1)
+    wrong = np.flatnonzero(predictions != labels)
+    wrong = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:most]
+    columns = 6
+    lines = max(1, -(-len(wrong) // columns))
+    figure, axes = plt.subplots(lines, columns, figsize=(11, 2.25 * lines), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, i in zip(axes.flat, wrong, strict=False):
+        axis.imshow(val.pixels[val.index[i]].transpose(1, 2, 0))
+        guess = f"{val.classes[predictions[i]]} {probabilities[i].max():.0%}"
+        axis.set_title(f"{guess}\nis {val.classes[labels[i]]}", fontsize=9)
+    figure.suptitle(f"{(predictions != labels).sum()} of {len(labels)} val rows wrong; the most confident first")
+    return figure

@@ -1,0 +1,136 @@
+"""The run folder: where it is, whether it may be used, and what is written into it while a run goes on."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from common.config import InputError, TrainConfig
+from common.files import whole
+
+PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "scikit-learn", "timm", "numpy", "pillow")
+HARMLESS = {"out", "resume", "checkpoint_every", "cache", "summary", "dry_run"}  # options that change no number
+
+
+def script_name(config: TrainConfig) -> str:
+    """The script that defines `config`'s class, without .py."""
+    return Path(sys.modules[type(config).__module__].__file__).stem
+
+
+def run_folder(config: TrainConfig) -> Path:
+    """`--out`, or runs/SCRIPT-VARIANT-sSEED."""
+    recipe = "" if config.recipe == "default" else f"-{config.recipe}"
+    return Path(config.out or f"runs/{script_name(config)}{recipe}-{config.variant}-s{config.seed}")
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Refuses a folder whose results or checkpoint a new run would destroy."""
+    if (folder / "metrics.json").exists():
+        raise InputError(f"{folder} holds a finished run, which is kept: name another folder with --out.")
+    if not resume and (folder / "checkpoint").exists():
+        raise InputError(f"{folder} holds an unfinished run: go on with --resume, or name another folder with --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the run folder {folder} cannot be made: {error.strerror}. Name another with --out."
+        ) from error
+
+
+def run_identity(config: TrainConfig, accelerator: Accelerator, train, val) -> dict:
+    """All that decides a run's numbers, but for the hardware and the versions: a resumed run has the same."""
+    return {
+        "script": script_name(config),
+        "classes": train.classes,
+        "data_fingerprint": hashlib.sha256((train.fingerprint + val.fingerprint).encode()).hexdigest(),
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        **{name: value for name, value in asdict(config).items() if name not in HARMLESS},
+    }
+
+
+def describe_run(config: TrainConfig, accelerator: Accelerator, model: torch.nn.Module, train, val) -> dict:
+    """What run.json says when the run begins."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    identity = run_identity(config, accelerator, train, val)
+    gpu = accelerator.device.type == "cuda"
+    return {
+        "script": identity["script"],
+        "command": shlex.join(sys.argv),
+        "config": asdict(config),
+        "classes": train.classes,
+        "rows": {"train": len(train), "val": len(val), "dropped": train.dropped},
+        "data_fingerprint": identity["data_fingerprint"],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "commit": commit or None,
+        "device": torch.cuda.get_device_name() if gpu else f"{accelerator.device}, {torch.get_num_threads()} threads",
+        "processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+    }
+
+
+def save_checkpoint(folder: Path, identity: dict, progress: dict, accelerator: Accelerator, model, optimizer) -> None:
+    """Everything that a resumed run needs, in one file, which is replaced whole."""
+    with whole(folder / "checkpoint" / "last.pt") as partial:
+        torch.save(
+            {
+                "identity": identity,
+                "progress": progress,
+                "model": accelerator.unwrap_model(model).state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+            },
+            partial,
+        )
+
+
+def load_checkpoint(folder: Path, identity: dict, accelerator: Accelerator, model, optimizer) -> dict | None:
+    """Puts a checkpoint's state into model and optimizer; returns its progress, or None where there is no checkpoint.
+
+    Raises:
+        InputError: the checkpoint is of a run with another `identity`; the message names what differs.
+    """
+    path = folder / "checkpoint" / "last.pt"
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    old = state["identity"]
+    differ = [
+        f"{k} was {str(old.get(k))[:60]}, now {str(identity[k])[:60]}" for k in identity if old.get(k) != identity[k]
+    ]
+    if differ:
+        raise InputError(f"{folder} holds another run: {'; '.join(differ)}. Use the old values, or another --out.")
+    accelerator.unwrap_model(model).load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    return state["progress"]
+
+
+class Log:
+    """log.jsonl, one JSON object a line. Lines after `step`, which a resumed run writes again, are dropped."""
+
+    def __init__(self, folder: Path, step: int):
+        self.path = folder / "log.jsonl"
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        with whole(self.path) as partial:
+            partial.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+
+    def write(self, **values: Any) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def read(self) -> list[dict]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()]

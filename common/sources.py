@@ -1,0 +1,137 @@
+"""Where rows come from: the bundled sample, the Hub, Parquet files or an image folder. Images stay encoded."""
+
+import json
+import re
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from common.config import InputError, TrainConfig
+from common.files import reachable
+
+SAMPLE = Path(__file__).parent.parent / "data" / "sample"
+ID_COLUMNS = ("image_id", "product_id", "scene_id")
+VAL_NAMES = ("val", "validation", "valid", "dev")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def clean_category(name: str | None) -> str | None:
+    """'Coffee Table' and 'coffee_table ' are both 'coffee_table'; None where nothing is left."""
+    return "_".join(str(name).lower().split()) or None if name is not None else None
+
+
+def clean_categories(rows: datasets.Dataset) -> list[str | None]:
+    feature, values = rows.features["category"], rows["category"]
+    if isinstance(feature, datasets.ClassLabel):
+        values = [feature.int2str(value) if value is not None else None for value in values]
+    return [clean_category(value) for value in values]
+
+
+def load_tables(config: TrainConfig) -> dict[str, datasets.Dataset]:
+    """The "train" and "val" rows with the columns that are needed, images still encoded."""
+    source = Path(config.data)
+    if config.data == "sample":
+        splits = _load_parquet(SAMPLE)
+    elif source.is_dir() and any(source.rglob("*.parquet")):
+        splits = _load_parquet(source)
+    elif source.is_dir():
+        splits = _load_image_folder(source)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", config.data) and not config.data.startswith("."):
+        splits = _load_from_hub(config.data)
+    else:
+        raise InputError(f"--data {config.data}: no such folder. Use 'sample', a Hub id (owner/name) or a folder.")
+
+    if "train" not in splits:
+        raise InputError(f"--data {config.data} has no train split; its splits are {', '.join(splits)}.")
+    columns = splits["train"].column_names
+    missing = [name for name in ("image", "category", *["bbox"] * config.crop) if name not in columns]
+    if missing:
+        hint = " Train on the whole image without --crop." if missing == ["bbox"] else ""
+        raise InputError(
+            f"--data {config.data} lacks {', '.join(missing)}; its columns are {', '.join(columns)}.{hint}"
+        )
+    keep = [name for name in (*ID_COLUMNS, "image", "category", *["bbox"] * config.crop) if name in columns]
+    train = splits["train"]
+    val = next((splits[name] for name in VAL_NAMES if name in splits), None)
+    if val is not None and config.val_fraction:
+        raise InputError("--val-fraction cuts a val split off train, but this data has one: leave the option out.")
+    if val is None:
+        train, val = _cut_val(train, config.val_fraction, list(splits))
+    tables = {"train": train, "val": val}
+    return {k: t.select_columns(keep).cast_column("image", datasets.Image(decode=False)) for k, t in tables.items()}
+
+
+def _load_parquet(folder: Path) -> dict[str, datasets.Dataset]:
+    try:
+        return datasets.load_dataset("parquet", data_dir=str(folder))
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"the Parquet files in {folder} cannot be read: {error.__cause__ or error}") from error
+
+
+def _load_from_hub(name: str) -> dict[str, datasets.Dataset]:
+    """A data set of the Hub, from its cache where the Hub does not answer."""
+    constants = huggingface_hub.constants
+    if not constants.HF_HUB_OFFLINE and not reachable(constants.ENDPOINT):
+        # Both keep a copy of the setting; without it they try again for half a minute before they use the cache.
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        return datasets.load_dataset(name)
+    except (ConnectionError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if constants.HF_HUB_OFFLINE:
+            raise InputError(
+                f"the Hub cannot be reached and {name} is not in its cache. "
+                "Use --data sample for the bundled sample, or a folder of your own."
+            ) from error
+        raise InputError(f"--data {name} cannot be loaded from the Hub: {error}") from error
+
+
+def _load_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
+    """SPLIT/CLASS/*.jpg and, optionally, SPLIT/metadata.jsonl or .csv with file_name, bbox and ids."""
+    splits = {}
+    for split in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = sorted(path for path in split.glob("*/*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            continue
+        table = pd.DataFrame({"file_name": [path.relative_to(split).as_posix() for path in files]})
+        table["image"] = [str(path) for path in files]
+        table["category"] = [path.parent.name for path in files]
+        for metadata in (split / "metadata.jsonl", split / "metadata.csv"):
+            if metadata.exists():
+                extra = pd.read_json(metadata, lines=True) if metadata.suffix == ".jsonl" else pd.read_csv(metadata)
+                if "file_name" not in extra:
+                    raise InputError(f"{metadata} lacks the column file_name; it has {', '.join(extra)}.")
+                table = table.merge(extra.drop(columns=["image", "category"], errors="ignore"), "left", "file_name")
+        table = table.rename(columns={"file_name": "image_id"}) if "image_id" not in table else table
+        if "bbox" in table:
+            table["bbox"] = [_numbers(value) for value in table["bbox"]]
+        kept = {name: table[name].tolist() for name in (*ID_COLUMNS, "image", "category", "bbox") if name in table}
+        splits[split.name] = datasets.Dataset.from_dict(kept)
+    if not splits:
+        raise InputError(f"{folder} has neither Parquet files nor images in train/CLASS/ and val/CLASS/.")
+    return splits
+
+
+def _numbers(value) -> list[float] | None:
+    """A metadata box, a list or a text such as "[10, 20, 30, 40]", as floats; None where it is neither."""
+    try:
+        return [float(v) for v in (json.loads(value) if isinstance(value, str) else value)]
+    except (TypeError, ValueError):
+        return None
+
+
+def _cut_val(train: datasets.Dataset, fraction: float, names: list[str]) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Train and val from train alone, the same share of each class; the same cut for every seed."""
+    if not fraction:
+        raise InputError(f"the data has no val split, only {', '.join(names)}: cut one off with --val-fraction 0.2.")
+    categories = np.array(clean_categories(train), dtype=str)
+    common = [i for i, name in enumerate(categories) if (categories == name).sum() > 1]
+    try:
+        _, val = train_test_split(common, test_size=fraction, random_state=0, stratify=categories[common])
+    except ValueError as error:
+        raise InputError(f"--val-fraction {fraction} cannot be cut from {len(train)} rows: {error}") from error
+    rest = np.setdiff1d(np.arange(len(train)), val)
+    return train.select(rest), train.select(np.sort(val))

@@ -1,0 +1,225 @@
+"""The training loop, the same for every model.
+
+Step s of a run depends on (config, s) only: the learning rate, the rows of the batch and every random draw are
+computed from the step, the draws for the whole global batch, of which each process takes its part. So a checkpoint is
+the weights, the optimizer and the step, and a resumed run is the run that was never stopped.
+"""
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import nn
+from torchinfo import summary
+from tqdm import tqdm
+
+from common.augment import augment, draw_lab
+from common.config import InputError, TrainConfig
+from common.data import ClassificationDataset, describe
+from common.files import whole, write_json
+from common.metrics import scores
+from common.report import epoch_line, write_plots, write_predictions
+from common.runs import Log, describe_run, load_checkpoint, run_folder, run_identity, save_checkpoint
+from common.schedule import AUGMENT, MODEL, RowOrder, generator, get_lr
+
+LOG_EVERY = 10  # steps between log lines; only these wait for the device
+EVAL_BATCH = 64  # images
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, lr_scale: Callable[[str], float] = lambda name: 1) -> list:
+    """Optimizer groups of the parameters that are trained, by learning rate and decay.
+
+    Weight decay goes to weight matrices and kernels, not to biases, norms, class tokens and positions. A parameter's
+    learning rate is `lr_scale(name)` times the step's.
+    """
+    groups: dict[tuple[float, float], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if name.endswith("weight") and parameter.ndim >= 2 else 0.0
+            groups.setdefault((lr_scale(name), decay), []).append(parameter)
+    return [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Training mode, but for modules that are wholly frozen: their batch norm statistics must stay as they are."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, split: ClassificationDataset, accelerator: Accelerator, fit: str) -> np.ndarray:
+    """Logits (N, C) float32 of every row of `split`, each computed once, whatever the number of processes."""
+    model = accelerator.unwrap_model(model).eval()  # without DDP, as the processes may run unequal numbers of batches
+    if accelerator.num_processes > 1:
+        broadcast(list(model.buffers()))  # batch norm statistics differ between processes; rank 0's are saved
+    logits = torch.zeros(len(split), len(split.classes), device=accelerator.device)
+    own = np.arange(len(split))[accelerator.process_index :: accelerator.num_processes]
+    for rows in np.array_split(own, math.ceil(len(own) / EVAL_BATCH) or 1):
+        images, crop_sizes, _ = split.batch(rows, accelerator.device)
+        logits[torch.from_numpy(rows).to(logits.device)] = model(augment(images, crop_sizes, None, fit=fit)).float()
+    return accelerator.reduce(logits, "sum").cpu().numpy()
+
+
+def train_step(config, accelerator, model, optimizer, train, rows, step) -> torch.Tensor:
+    """One optimizer step on the global batch `rows`; returns this process's mean loss, left on the device."""
+    draws = None
+    if config.augment != "none":
+        draws = draw_lab(config.batch_size, generator(config.seed, AUGMENT, step))
+    pieces = np.arange(config.batch_size).reshape(accelerator.num_processes, config.accumulate, -1)
+    own, total = pieces[accelerator.process_index], torch.zeros((), device=accelerator.device)
+    for i, piece in enumerate(own):
+        dropout = generator(config.seed, MODEL, step, accelerator.process_index, i)
+        torch.manual_seed(int(dropout.integers(2**63)))
+        images, crop_sizes, labels = train.batch(rows[piece], accelerator.device)
+        own_draws = draws[piece].to(accelerator.device) if draws is not None else None
+        with nullcontext() if i == len(own) - 1 else accelerator.no_sync(model):
+            logits = model(augment(images, crop_sizes, own_draws, fit=config.fit))
+            loss = F.cross_entropy(logits, labels) / len(own)
+            accelerator.backward(loss)
+        total += loss.detach()
+    if config.clip_norm:
+        accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def fit(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: ClassificationDataset,
+    val: ClassificationDataset,
+) -> Path:
+    """Trains `model`, evaluates it after every epoch, and writes the run folder, whose path it returns.
+
+    The headline numbers in metrics.json are those of the last epoch: the best of many epochs on a small val split is
+    better by luck alone. Resumes from the folder's checkpoint with `--resume`.
+
+    Raises:
+        InputError: the batch does not fit the data or the processes, or the loss is no longer finite.
+    """
+    check_batch(config, accelerator.num_processes, len(train))
+    main = accelerator.is_main_process
+    accelerator.print(describe(train, val))
+    if config.summary:
+        accelerator.print(summary(model, (1, 3, config.image_size, config.image_size), verbose=0))
+    out = Path(tempfile.mkdtemp(prefix="dry-run-")) if config.dry_run and main else run_folder(config)
+    run = describe_run(config, accelerator, model, train, val)
+    identity = run_identity(config, accelerator, train, val)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    progress = {"step": 0, "train_seconds": 0.0, "epoch_loss": 0.0, "epoch_steps": 0, "best": {"accuracy": -1.0}}
+    if config.resume and not config.dry_run:
+        progress = load_checkpoint(out, identity, accelerator, model, optimizer) or progress
+
+    n, batch_size = len(train), config.batch_size
+    total_steps = math.ceil(config.epochs * n / batch_size)
+    warmup_steps = round(config.warmup_epochs * n / batch_size)
+    last_step = min(total_steps, 2) if config.dry_run else total_steps
+    step = first_step = progress["step"]
+    if main:
+        log = Log(out, step)
+        write_json(out / "run.json", run)
+    accelerator.print(f"{run['parameters']:,} parameters, steps {step} to {last_step}, writing to {out}")
+
+    order = RowOrder(n, batch_size, config.seed, shuffle=config.recipe != "lab")
+    window, window_start, logits = torch.zeros((), device=accelerator.device), step, None
+    set_train_mode(model)
+    bar = tqdm(total=last_step, initial=step, unit="step", dynamic_ncols=True, disable=None if main else True)
+    start = clock = time.perf_counter()
+    while step < last_step:
+        lr = get_lr(step, total_steps, warmup_steps, config)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        window += train_step(config, accelerator, model, optimizer, train, order[step], step)
+        step += 1
+        bar.update()
+        epoch = step * batch_size // n
+        epoch_ends = epoch > (step - 1) * batch_size // n or step == last_step
+        saves = epoch_ends or (config.checkpoint_every and step % config.checkpoint_every == 0)
+        if not saves and step % LOG_EVERY:
+            continue
+
+        loss = accelerator.reduce(window, "mean").item()  # waits for the device
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} at step {step}, lr {lr:.3g}: the run has diverged. "
+                "Lower --lr, or raise --warmup-epochs or set --clip-norm 1."
+            )
+        steps, seconds = step - window_start, time.perf_counter() - clock
+        rate = steps * batch_size / seconds
+        progress["step"] = step
+        progress["train_seconds"] += seconds
+        progress["epoch_loss"] += loss
+        progress["epoch_steps"] += steps
+        bar.set_postfix_str(f"loss {loss / steps:.3f}, lr {lr:.2e}, {rate:.1f} images/s")
+        if main:
+            log.write(step=step, epoch=step * batch_size / n, loss=loss / steps, lr=lr, images_per_second=rate)
+        if epoch_ends:
+            logits = predict(model, val, accelerator, config.fit)
+            set_train_mode(model)
+            result = scores(val.labels.numpy(), logits)
+            train_loss = progress["epoch_loss"] / progress["epoch_steps"]
+            progress |= {"epoch_loss": 0.0, "epoch_steps": 0}
+            if result["accuracy"] > progress["best"]["accuracy"]:
+                progress["best"] = {"epoch": epoch, "accuracy": result["accuracy"]}
+            if main:
+                log.write(step=step, epoch=epoch, train_loss=train_loss, **{f"val_{k}": v for k, v in result.items()})
+                left = (time.perf_counter() - start) / (step - first_step) * (last_step - step)
+                bar.write(epoch_line(epoch, config.epochs, train_loss, result, left))
+        if saves and main:
+            save_checkpoint(out, identity, progress, accelerator, model, optimizer)
+        window.zero_()
+        window_start, clock = step, time.perf_counter()
+    bar.close()
+
+    if logits is None:  # resumed after the last step
+        logits = predict(model, val, accelerator, config.fit)
+    if main:
+        run |= {
+            "seconds": time.perf_counter() - start,
+            "train_seconds": progress["train_seconds"],
+            "images_per_second": step * batch_size / progress["train_seconds"],
+        }
+        write_json(out / "run.json", run)
+        write_results(out, accelerator.unwrap_model(model), logits, val, progress["best"], log.read())
+        accelerator.print(f"finished: {out}")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return out
+
+
+def check_batch(config: TrainConfig, processes: int, n: int) -> None:
+    pieces = processes * config.accumulate
+    if config.batch_size % pieces:
+        raise InputError(
+            f"--batch-size {config.batch_size} cannot be cut into {pieces} equal pieces "
+            f"({processes} processes x --accumulate {config.accumulate}): choose a multiple of {pieces}."
+        )
+    if config.batch_size > n:
+        raise InputError(f"{n} train rows are fewer than one batch of {config.batch_size}: lower --batch-size.")
+
+
+def write_results(out: Path, model: nn.Module, logits: np.ndarray, val, best: dict, log: list[dict]) -> None:
+    """The finished run's files. metrics.json comes last: a folder that has it is finished."""
+    with whole(out / "model.safetensors") as partial:
+        safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial)
+    write_json(out / "labels.json", val.classes)
+    write_predictions(out / "predictions.csv", val, logits)
+    write_plots(out, val, logits, log)
+    write_json(out / "metrics.json", scores(val.labels.numpy(), logits) | {"best_epoch": best})
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)  # three times the weights, and of no more use

@@ -1,0 +1,124 @@
+"""Trains an own vision transformer from scratch: patches, class token, learned positions, encoder blocks, linear head.
+
+python train_custom_vit.py --data sample --crop --augment
+accelerate launch train_custom_vit.py --crop --augment
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.config import InputError, TrainConfig, option, parse, run
+from common.data import load_splits
+from common.launch import start
+from common.train import fit, parameter_groups
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    image_size: int = 96
+    epochs: int = 40
+    lr: float = 5e-4
+    warmup_epochs: float = 5.0
+    patch_size: int = option(8, "side of a patch in pixels", minimum=1)
+    dim: int = option(128, "width of a token", minimum=1)
+    depth: int = option(6, "encoder blocks", minimum=1)
+    num_heads: int = option(8, "attention heads", minimum=1)
+    mlp_ratio: float = option(4.0, "width of the MLP in token widths", minimum=0.01)
+    norm_first: bool = option(True, "normalise before attention and MLP, or after each residual sum")
+    dropout: float = option(0.0, "dropout after attention and within the MLP", minimum=0)
+
+    lab: ClassVar[dict] = TrainConfig.lab | dict(patch_size=16, norm_first=False, dropout=0.1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens (B, N, D) (Vaswani et al., 2017)."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, N, D = x.shape
+        q, k, v = self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, N, D / H) each
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.out(x.transpose(1, 2).reshape(B, N, D))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each in a residual branch; `norm_first` as in ViT, otherwise as in the first transformer."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_first: bool, dropout: float):
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.norm_first = norm_first
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = nn.Sequential(Attention(dim, num_heads), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.norm_first:
+            x = x + self.attention(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        x = self.norm1(x + self.attention(x))
+        return self.norm2(x + self.mlp(x))
+
+
+class ViT(nn.Module):
+    """Images (B, 3, S, S) to logits (B, num_classes) (Dosovitskiy et al., 2021)."""
+
+    def __init__(self, image_size, num_classes, patch_size, dim, depth, num_heads, mlp_ratio, norm_first, dropout):
+        super().__init__()
+        self.patches = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.positions = nn.Parameter(torch.empty(1, 1 + (image_size // patch_size) ** 2, dim))
+        self.blocks = nn.Sequential(*[Block(dim, num_heads, mlp_ratio, norm_first, dropout) for _ in range(depth)])
+        self.norm = nn.LayerNorm(dim) if norm_first else nn.Identity()  # the last block's output is normalised already
+        self.head = nn.Linear(dim, num_classes)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)  # (B, N, D)
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+def build_vit(
+    image_size, num_classes, *, patch_size=16, dim=128, depth=6, num_heads=8, mlp_ratio=4, norm_first=True, dropout=0.0
+) -> ViT:
+    """A vision transformer for square images of `image_size` pixels; the options are those of `Config`.
+
+    Raises:
+        InputError: `image_size` is not a multiple of `patch_size`, or `dim` of `num_heads`.
+    """
+    if image_size % patch_size:
+        raise InputError(f"image size {image_size} is not a multiple of patch size {patch_size}.")
+    if dim % num_heads:
+        raise InputError(f"dim {dim} is not a multiple of num_heads {num_heads}.")
+    return ViT(image_size, num_classes, patch_size, dim, depth, num_heads, mlp_ratio, norm_first, dropout)
+
+
+def build_model(config: Config, num_classes: int) -> ViT:
+    names = ("patch_size", "dim", "depth", "num_heads", "mlp_ratio", "norm_first", "dropout")
+    return build_vit(config.image_size, num_classes, **{name: getattr(config, name) for name in names})
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    accelerator = start(config)
+    train, val = load_splits(config)
+    model = build_model(config, len(train.classes))
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
+    return fit(config, accelerator, model, optimizer, train, val)
+
+
+if __name__ == "__main__":
+    run(main)

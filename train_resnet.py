@@ -1,0 +1,64 @@
+"""Fine-tunes an ImageNet ResNet: a new head at the full learning rate, the backbone at a tenth of it.
+
+python train_resnet.py --data sample --crop --augment --weights none
+accelerate launch train_resnet.py --crop --augment
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torchvision
+from torch import nn
+
+from common.config import InputError, TrainConfig, option, parse, run
+from common.data import load_splits
+from common.launch import start
+from common.train import fit, parameter_groups
+from common.weights import freeze, load_backbone, torchvision_weights
+
+RESNETS = torchvision.models.list_models(module=torchvision.models.resnet)
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    batch_size: int = 32
+    lr: float = 1e-3
+    model: str = option("resnet18", "any torchvision ResNet by its name")
+    weights: str = option("imagenet", "'imagenet', 'none' or a file with a state dict")
+    freeze: str = option("none", "what is not trained", choices=("none", "backbone"))
+    backbone_lr: float = option(0.1, "learning rate of the backbone, as a fraction of --lr", minimum=0)
+
+    lab: ClassVar[dict] = TrainConfig.lab | dict(backbone_lr=1.0)
+
+
+def build_model(config: Config, num_classes: int) -> nn.Module:
+    if config.model not in RESNETS:
+        raise InputError(f"--model {config.model} is no torchvision ResNet; there are {', '.join(RESNETS)}.")
+    model = torchvision.models.get_model(config.model)
+    state = torchvision_weights(config.model, config.weights)
+    if state:
+        load_backbone(model, state, source=config.weights, head="fc.")
+    model.fc = nn.Linear(model.fc.in_features, num_classes)
+    if config.freeze == "backbone":
+        freeze(model, model.fc)
+    return model
+
+
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    def lr_scale(name: str) -> float:
+        return 1.0 if name.startswith("fc.") or config.weights == "none" else config.backbone_lr
+
+    return torch.optim.AdamW(parameter_groups(model, config.weight_decay, lr_scale), lr=config.lr)
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    accelerator = start(config)
+    train, val = load_splits(config)
+    model = build_model(config, len(train.classes))
+    return fit(config, accelerator, model, build_optimizer(config, model), train, val)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,101 @@
+"""Fine-tunes an ImageNet vision transformer: a new head, and a learning rate that falls from block to block downwards.
+
+python train_vit.py --data sample --crop --augment --weights none
+accelerate launch train_vit.py --crop --augment
+"""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import timm
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from common.config import InputError, TrainConfig, option, parse, run
+from common.data import load_splits
+from common.launch import start
+from common.train import fit, parameter_groups
+from common.weights import freeze, load_backbone, timm_model, torchvision_weights
+
+TORCHVISION_VITS = torchvision.models.list_models(module=torchvision.models.vision_transformer)
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    batch_size: int = 32
+    lr: float = 3e-4
+    model: str = option("vit_b_16", "a torchvision ViT, or any timm ViT, by its name")
+    weights: str = option("imagenet", "'imagenet', 'none' or a file with a state dict")
+    freeze: str = option("none", "what is not trained", choices=("none", "backbone"))
+    layer_decay: float = option(0.75, "learning rate of a block, as a fraction of that of the block above", minimum=0)
+
+    lab: ClassVar[dict] = TrainConfig.lab | dict(layer_decay=1.0)
+
+
+def build_model(config: Config, num_classes: int) -> nn.Module:
+    if config.model in TORCHVISION_VITS:
+        model = build_torchvision_vit(config, num_classes)
+    elif timm.is_model(config.model) and "vit" in config.model:
+        model = timm_model(config.model, config.weights, img_size=config.image_size)
+        model.reset_classifier(num_classes)
+    else:
+        raise InputError(
+            f"--model {config.model} is neither a torchvision ViT ({', '.join(TORCHVISION_VITS)}) nor a timm ViT."
+        )
+    if config.freeze == "backbone":
+        freeze(model, head_of(model))
+    return model
+
+
+def build_torchvision_vit(config: Config, num_classes: int) -> nn.Module:
+    patch_size = int(config.model.split("_")[-1])
+    if config.image_size % patch_size:
+        raise InputError(
+            f"--image-size {config.image_size} is not a multiple of {config.model}'s patches, {patch_size}."
+        )
+    model = torchvision.models.get_model(config.model, image_size=config.image_size)
+    state = torchvision_weights(config.model, config.weights)
+    if state:
+        state = interpolate_embeddings(config.image_size, patch_size, state)  # positions for another image size
+        load_backbone(model, state, source=config.weights, head="heads.")
+    model.heads = nn.Linear(model.hidden_dim, num_classes)
+    nn.init.zeros_(model.heads.weight)
+    nn.init.zeros_(model.heads.bias)
+    return model
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    return model.heads if hasattr(model, "heads") else model.get_classifier()
+
+
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with layer-wise learning rate decay (BEiT, Bao et al., 2021): the head at lr, each block below at
+    `layer_decay` of the one above it, patches, tokens and positions lowest. All alike where training is from scratch.
+    """
+    pattern = re.compile(r"(?:encoder_layer_|blocks\.)(\d+)\.")
+    blocks = {int(match[1]) for name, _ in model.named_parameters() if (match := pattern.search(name))}
+    decay = 1.0 if config.weights == "none" else config.layer_decay
+
+    def lr_scale(name: str) -> float:
+        match = pattern.search(name)
+        if match:
+            return decay ** (len(blocks) - int(match[1]))
+        above = re.match(r"(encoder\.ln|heads|norm|fc_norm|head)\.", name)
+        return 1.0 if above else decay ** (len(blocks) + 1)
+
+    return torch.optim.AdamW(parameter_groups(model, config.weight_decay, lr_scale), lr=config.lr)
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    accelerator = start(config)
+    train, val = load_splits(config)
+    model = build_model(config, len(train.classes))
+    return fit(config, accelerator, model, build_optimizer(config, model), train, val)
+
+
+if __name__ == "__main__":
+    run(main)
