@@ -6,7 +6,6 @@ accelerate launch train_custom_cnn.py --crop --augment
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -26,8 +25,6 @@ class Config(TrainConfig):
         "32k3p2,64k3p2,128k3p2", "a block each: channels, k and kernel size, p and pool size; 'linear' for no ReLU"
     )
     hidden: int = option(256, "units of the hidden layer", minimum=1)
-
-    lab: ClassVar[dict] = TrainConfig.lab
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ accelerate launch train_custom_vit.py --crop --augment
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +30,7 @@ class Config(TrainConfig):
     norm_first: bool = option(True, "normalise before attention and MLP, or after each residual sum")
     dropout: float = option(0.0, "dropout after attention and within the MLP", minimum=0)
 
-    lab: ClassVar[dict] = TrainConfig.lab | dict(patch_size=16, norm_first=False, dropout=0.1)
+    lab = TrainConfig.lab | dict(patch_size=16, norm_first=False, dropout=0.1)
 
 
 class Attention(nn.Module):
@@ -51,7 +50,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each in a residual branch; `norm_first` as in ViT, otherwise as in the first transformer."""
+    """Attention and MLP, each in a residual branch; normalised first as in ViT, or last as in Vaswani et al."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_first: bool, dropout: float):
         super().__init__()
@@ -59,16 +58,15 @@ class Block(nn.Module):
         self.norm_first = norm_first
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attention = nn.Sequential(Attention(dim, num_heads), nn.Dropout(dropout))
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim), nn.Dropout(dropout)
-        )
+        widen, narrow = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.mlp = nn.Sequential(widen, nn.GELU(), nn.Dropout(dropout), narrow, nn.Dropout(dropout))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.norm_first:
-            x = x + self.attention(self.norm1(x))
-            return x + self.mlp(self.norm2(x))
-        x = self.norm1(x + self.attention(x))
-        return self.norm2(x + self.mlp(x))
+        if not self.norm_first:
+            x = self.norm1(x + self.attention(x))
+            return self.norm2(x + self.mlp(x))
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
 
 
 class ViT(nn.Module):
@@ -77,13 +75,12 @@ class ViT(nn.Module):
     def __init__(self, image_size, num_classes, patch_size, dim, depth, num_heads, mlp_ratio, norm_first, dropout):
         super().__init__()
         self.patches = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.positions = nn.Parameter(torch.empty(1, 1 + (image_size // patch_size) ** 2, dim))
+        num_tokens = 1 + (image_size // patch_size) ** 2
+        self.class_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, dim), std=0.02))
+        self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_tokens, dim), std=0.02))
         self.blocks = nn.Sequential(*[Block(dim, num_heads, mlp_ratio, norm_first, dropout) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim) if norm_first else nn.Identity()  # the last block's output is normalised already
         self.head = nn.Linear(dim, num_classes)
-        nn.init.trunc_normal_(self.positions, std=0.02)
-        nn.init.trunc_normal_(self.class_token, std=0.02)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.patches(images).flatten(2).transpose(1, 2)  # (B, N, D)
@@ -96,8 +93,7 @@ def build_vit(
 ) -> ViT:
     """A vision transformer for square images of `image_size` pixels; the options are those of `Config`.
 
-    Raises:
-        InputError: `image_size` is not a multiple of `patch_size`, or `dim` of `num_heads`.
+    Raises InputError where `image_size` is not a multiple of `patch_size`, or `dim` of `num_heads`.
     """
     if image_size % patch_size:
         raise InputError(f"image size {image_size} is not a multiple of patch size {patch_size}.")

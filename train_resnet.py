@@ -5,7 +5,6 @@ accelerate launch train_resnet.py --crop --augment
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torchvision
@@ -17,7 +16,7 @@ from common.launch import start
 from common.train import fit, parameter_groups
 from common.weights import freeze, load_backbone, torchvision_weights
 
-RESNETS = torchvision.models.list_models(module=torchvision.models.resnet)
+RESNETS = torchvision.models.list_models(module=torchvision.models, include=["*resnet*", "resnext*"])
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Config(TrainConfig):
     freeze: str = option("none", "what is not trained", choices=("none", "backbone"))
     backbone_lr: float = option(0.1, "learning rate of the backbone, as a fraction of --lr", minimum=0)
 
-    lab: ClassVar[dict] = TrainConfig.lab | dict(backbone_lr=1.0)
+    lab = TrainConfig.lab | dict(backbone_lr=1.0)
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:

@@ -6,7 +6,6 @@ accelerate launch train_vit.py --crop --augment
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
 
 import timm
 import torch
@@ -20,7 +19,7 @@ from common.launch import start
 from common.train import fit, parameter_groups
 from common.weights import freeze, load_backbone, timm_model, torchvision_weights
 
-TORCHVISION_VITS = torchvision.models.list_models(module=torchvision.models.vision_transformer)
+TORCHVISION_VITS = torchvision.models.list_models(module=torchvision.models, include="vit_*")
 
 
 @dataclass(frozen=True)
@@ -32,43 +31,38 @@ class Config(TrainConfig):
     freeze: str = option("none", "what is not trained", choices=("none", "backbone"))
     layer_decay: float = option(0.75, "learning rate of a block, as a fraction of that of the block above", minimum=0)
 
-    lab: ClassVar[dict] = TrainConfig.lab | dict(layer_decay=1.0)
+    lab = TrainConfig.lab | dict(layer_decay=1.0)
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
     if config.model in TORCHVISION_VITS:
-        model = build_torchvision_vit(config, num_classes)
-    elif timm.is_model(config.model) and "vit" in config.model:
+        patch_size = int(config.model.split("_")[-1])
+        check_image_size(config, patch_size)
+        model = torchvision.models.get_model(config.model, image_size=config.image_size)
+        state = torchvision_weights(config.model, config.weights)
+        if state:
+            state = interpolate_embeddings(config.image_size, patch_size, state)  # positions of another image size
+            load_backbone(model, state, source=config.weights, head="heads.")
+        model.heads = head = nn.Linear(model.hidden_dim, num_classes)
+    elif timm.is_model(config.model):
         model = timm_model(config.model, config.weights, img_size=config.image_size)
         model.reset_classifier(num_classes)
+        head = model.get_classifier()
+        if not (hasattr(model, "blocks") and hasattr(model, "patch_embed") and isinstance(head, nn.Linear)):
+            raise InputError(f"--model {config.model} is not a plain ViT: it lacks blocks, patches or a linear head.")
+        check_image_size(config, model.patch_embed.patch_size[0])
     else:
-        raise InputError(
-            f"--model {config.model} is neither a torchvision ViT ({', '.join(TORCHVISION_VITS)}) nor a timm ViT."
-        )
+        raise InputError(f"--model {config.model}: choose one of {', '.join(TORCHVISION_VITS)}, or a ViT of timm's.")
+    nn.init.zeros_(head.weight)  # the first steps then move the head alone
+    nn.init.zeros_(head.bias)
     if config.freeze == "backbone":
-        freeze(model, head_of(model))
+        freeze(model, head)
     return model
 
 
-def build_torchvision_vit(config: Config, num_classes: int) -> nn.Module:
-    patch_size = int(config.model.split("_")[-1])
+def check_image_size(config: Config, patch_size: int) -> None:
     if config.image_size % patch_size:
-        raise InputError(
-            f"--image-size {config.image_size} is not a multiple of {config.model}'s patches, {patch_size}."
-        )
-    model = torchvision.models.get_model(config.model, image_size=config.image_size)
-    state = torchvision_weights(config.model, config.weights)
-    if state:
-        state = interpolate_embeddings(config.image_size, patch_size, state)  # positions for another image size
-        load_backbone(model, state, source=config.weights, head="heads.")
-    model.heads = nn.Linear(model.hidden_dim, num_classes)
-    nn.init.zeros_(model.heads.weight)
-    nn.init.zeros_(model.heads.bias)
-    return model
-
-
-def head_of(model: nn.Module) -> nn.Module:
-    return model.heads if hasattr(model, "heads") else model.get_classifier()
+        raise InputError(f"--image-size {config.image_size} is not a multiple of the patch size {patch_size}.")
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:

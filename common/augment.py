@@ -47,7 +47,9 @@ def flip_and_rotate(images: torch.Tensor, crop_sizes: torch.Tensor, draws: torch
         grid = F.affine_grid(theta, images.shape, align_corners=False)
         return F.grid_sample(images, grid, align_corners=False)
 
-    frame = torch.stack([width, height], dim=1) / torch.maximum(width, height)[:, None]  # half the crop's extent
+    size = images.shape[-1]
+    sides = torch.stack([width, height], dim=1) / torch.maximum(width, height)[:, None]
+    frame = 1 - 2 * (size * (1 - sides) / 2).round().clamp(max=(size - 1) // 2) / size  # the crop's share of the square
     square = F.affine_grid(torch.eye(2, 3).expand(len(images), 2, 3), images.shape, align_corners=False)
     square = square.to(images.device)  # (B, S, S, 2)
     own = square / frame[:, None, None]

@@ -102,7 +102,8 @@ def parse(config_class: type[TrainConfig], argv: Sequence[str] | None = None) ->
     groups = {name: parser.add_argument_group(name) for name in ("data", "training", "model", "run")}
     for f in fields(config_class):
         rule = _metadata(config_class, f.name)
-        kwargs: dict[str, Any] = dict(default=f.default, help=f"{rule['help']} (default: {f.default})")
+        shown = "" if f.default is False or f.default == "" else f" (default: {f.default})"
+        kwargs: dict[str, Any] = dict(default=f.default, help=rule["help"] + shown)
         if f.type is bool:
             kwargs |= dict(action=argparse.BooleanOptionalAction) if f.default else dict(action="store_true")
         else:

@@ -88,12 +88,11 @@ def crop_image(
     outer = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
     image = to_rgb(image.crop(outer))
     box = left - outer[0], top - outer[1], right - outer[0], bottom - outer[1]
-    target = (size, size)
-    if fit == "pad":
-        target = tuple(max(1, round(side * size / max(crop_size))) for side in crop_size)
-    image = image.resize(target, Image.Resampling.BILINEAR, box=box)
-    if target != (size, size):
-        canvas = Image.new("RGB", (size, size), PAD_COLOR)
-        canvas.paste(image, ((size - target[0]) // 2, (size - target[1]) // 2))
-        image = canvas
-    return image, crop_size
+    if fit == "squash":
+        return image.resize((size, size), Image.Resampling.BILINEAR, box=box), crop_size
+    # The same padding on both sides, so that the centre of the crop is the centre of the square.
+    pads = [min(round(size * (1 - side / max(crop_size)) / 2), (size - 1) // 2) for side in crop_size]
+    target = size - 2 * pads[0], size - 2 * pads[1]
+    canvas = Image.new("RGB", (size, size), PAD_COLOR)
+    canvas.paste(image.resize(target, Image.Resampling.BILINEAR, box=box), tuple(pads))
+    return canvas, crop_size

@@ -1,11 +1,9 @@
-"""Files and folders that are whole or absent, and a quick answer to whether a server can be reached."""
+"""Files and folders that are whole or absent."""
 
 import json
 import os
 import shutil
-import threading
-import urllib.error
-import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +18,7 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield partial
         for file in [partial] if partial.is_file() else partial.iterdir():
@@ -40,25 +38,3 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     with whole(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def reachable(url: str, seconds: float = 6) -> bool:
-    """Whether a server answers at `url`, with any status, within `seconds`; proxies are honoured.
-
-    The asking happens in a thread because a name look-up cannot be given a time limit.
-    """
-    answered = threading.Event()
-
-    def ask():
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
-            answered.set()
-        except urllib.error.HTTPError:
-            answered.set()
-        except (OSError, ValueError):
-            pass
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()

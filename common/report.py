@@ -1,6 +1,7 @@
 """What a run shows of itself: a line per epoch, a table of predictions and three pictures."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -8,12 +9,14 @@ import matplotlib
 matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+import safetensors.torch  # noqa: E402
 from scipy.special import softmax  # noqa: E402
 from sklearn.metrics import confusion_matrix  # noqa: E402
+from torch import nn  # noqa: E402
 
 from common.data import ClassificationDataset  # noqa: E402
-from common.files import whole  # noqa: E402
-from common.metrics import row_losses  # noqa: E402
+from common.files import whole, write_json  # noqa: E402
+from common.metrics import row_losses, scores  # noqa: E402
 
 
 def epoch_line(epoch: int, epochs: int, train_loss: float, result: dict, seconds_left: float) -> str:
@@ -25,6 +28,19 @@ def epoch_line(epoch: int, epochs: int, train_loss: float, result: dict, seconds
         f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss {train_loss:.3f}  val loss {result['loss']:.3f}  {shown}"
         f"  {minutes}:{seconds:02} left"
     )
+
+
+def write_results(
+    out: Path, model: nn.Module, logits: np.ndarray, val: ClassificationDataset, best: dict, log: list[dict]
+) -> None:
+    """The finished run's files. metrics.json comes last: a folder that has it is finished."""
+    with whole(out / "model.safetensors") as partial:
+        safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial)
+    write_json(out / "labels.json", val.classes)
+    write_predictions(out / "predictions.csv", val, logits)
+    write_plots(out, val, logits, log)
+    write_json(out / "metrics.json", scores(val.labels.numpy(), logits) | {"best_epoch": best})
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)  # three times the weights, and of no more use
 
 
 def write_predictions(path: Path, val: ClassificationDataset, logits: np.ndarray) -> None:

@@ -5,13 +5,12 @@ import re
 from pathlib import Path
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from common.config import InputError, TrainConfig
-from common.files import reachable
+from common.network import hub_or_cache
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 ID_COLUMNS = ("image_id", "product_id", "scene_id")
@@ -74,19 +73,16 @@ def _load_parquet(folder: Path) -> dict[str, datasets.Dataset]:
 
 def _load_from_hub(name: str) -> dict[str, datasets.Dataset]:
     """A data set of the Hub, from its cache where the Hub does not answer."""
-    constants = huggingface_hub.constants
-    if not constants.HF_HUB_OFFLINE and not reachable(constants.ENDPOINT):
-        # Both keep a copy of the setting; without it they try again for half a minute before they use the cache.
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        return datasets.load_dataset(name)
-    except (ConnectionError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if constants.HF_HUB_OFFLINE:
+    with hub_or_cache() as online:
+        try:
+            return datasets.load_dataset(name)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            if online:
+                raise InputError(f"--data {name} cannot be loaded from the Hub: {error}") from error
             raise InputError(
-                f"the Hub cannot be reached and {name} is not in its cache. "
+                f"the Hub cannot be reached, and {name} is neither in its cache nor a folder here. "
                 "Use --data sample for the bundled sample, or a folder of your own."
             ) from error
-        raise InputError(f"--data {name} cannot be loaded from the Hub: {error}") from error
 
 
 def _load_image_folder(folder: Path) -> dict[str, datasets.Dataset]:

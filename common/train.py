@@ -6,7 +6,6 @@ the weights, the optimizer and the step, and a resumed run is the run that was n
 """
 
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -26,9 +24,9 @@ from tqdm import tqdm
 from common.augment import augment, draw_lab
 from common.config import InputError, TrainConfig
 from common.data import ClassificationDataset, describe
-from common.files import whole, write_json
+from common.files import write_json
 from common.metrics import scores
-from common.report import epoch_line, write_plots, write_predictions
+from common.report import epoch_line, write_results
 from common.runs import Log, describe_run, load_checkpoint, run_folder, run_identity, save_checkpoint
 from common.schedule import AUGMENT, MODEL, RowOrder, generator, get_lr
 
@@ -212,14 +210,3 @@ def check_batch(config: TrainConfig, processes: int, n: int) -> None:
         )
     if config.batch_size > n:
         raise InputError(f"{n} train rows are fewer than one batch of {config.batch_size}: lower --batch-size.")
-
-
-def write_results(out: Path, model: nn.Module, logits: np.ndarray, val, best: dict, log: list[dict]) -> None:
-    """The finished run's files. metrics.json comes last: a folder that has it is finished."""
-    with whole(out / "model.safetensors") as partial:
-        safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial)
-    write_json(out / "labels.json", val.classes)
-    write_predictions(out / "predictions.csv", val, logits)
-    write_plots(out, val, logits, log)
-    write_json(out / "metrics.json", scores(val.labels.numpy(), logits) | {"best_epoch": best})
-    shutil.rmtree(out / "checkpoint", ignore_errors=True)  # three times the weights, and of no more use

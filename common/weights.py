@@ -2,6 +2,7 @@
 
 import os
 import urllib.error
+from contextlib import nullcontext
 from pathlib import Path
 
 import huggingface_hub
@@ -12,7 +13,7 @@ import torchvision
 from torch import nn
 
 from common.config import InputError
-from common.files import reachable
+from common.network import hub_or_cache, reachable
 
 
 def torchvision_weights(name: str, weights: str) -> dict[str, torch.Tensor] | None:
@@ -37,15 +38,13 @@ def torchvision_weights(name: str, weights: str) -> dict[str, torch.Tensor] | No
 
 def timm_model(name: str, weights: str, **kwargs) -> nn.Module:
     """The timm model `name` without a head, its weights from "imagenet", "none" or a file."""
-    constants = huggingface_hub.constants
-    if weights == "imagenet" and not constants.HF_HUB_OFFLINE and not reachable(constants.ENDPOINT):
-        constants.HF_HUB_OFFLINE = True  # only the cache is asked then, at once
-    try:
-        model = timm.create_model(name, pretrained=weights == "imagenet", num_classes=0, **kwargs)
-    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise InputError(_unavailable(name)) from error
-    except RuntimeError as error:
-        raise InputError(f"timm cannot build {name} with these options: {error}") from error
+    with hub_or_cache() if weights == "imagenet" else nullcontext():
+        try:
+            model = timm.create_model(name, pretrained=weights == "imagenet", num_classes=0, **kwargs)
+        except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+            raise InputError(_unavailable(name)) from error
+        except (AssertionError, RuntimeError, TypeError) as error:
+            raise InputError(f"timm cannot build {name} with {kwargs}: {error}") from error
     if weights not in ("imagenet", "none"):
         load_backbone(model, _read_state_dict(weights), source=weights)
     return model

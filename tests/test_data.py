@@ -1,0 +1,217 @@
+"""The data path, from each kind of source to the arrays."""
+
+import socket
+import threading
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+
+import common.data
+from common.config import InputError, TrainConfig
+from common.data import ClassificationDataset, describe, load_splits
+from common.network import reachable
+from common.sources import clean_category
+
+
+@pytest.fixture
+def load(cache):
+    """`load_splits` on small images in the cache of the test run."""
+
+    def load(data, **options):
+        return load_splits(TrainConfig(**dict(data=data, cache=cache, image_size=32, crop=True) | options))
+
+    return load
+
+
+def test_the_sample(load):
+    train, val = load("sample")
+    assert (len(train), len(val), train.dropped) == (491, 130, 17)
+    assert train.classes == val.classes == sorted(train.classes) and len(train.classes) == 12
+    assert "vase" not in train.classes and "coffee_table" in train.classes
+    image, label = train[3]
+    assert image.shape == (3, 32, 32) and image.dtype == torch.float32 and isinstance(label, int)
+    images, crop_sizes, labels = train.batch(np.array([3, 5]), torch.device("cpu"))
+    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8 and labels[0] == label
+    assert crop_sizes[0].tolist() == [float(v) for v in train.rows[3]["bbox"][2:]]
+    assert "train  508 rows -> 491: 17" in describe(train, val) and "armchair" in describe(train, val)
+    batch = next(iter(torch.utils.data.DataLoader(val, batch_size=4)))
+    assert batch[0].shape == (4, 3, 32, 32) and batch[1].tolist() == val.labels[:4].tolist()
+
+
+def test_only_the_columns_that_are_needed_are_kept(load):
+    assert "mask" not in load("sample")[0].rows.column_names
+    assert "bbox" not in load("sample", crop=False)[0].rows.column_names
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_every_source_gives_the_same_rows(load, rows, parquet, image_folder, crop):
+    from_parquet, from_folder = (load(data, crop=crop) for data in (parquet(rows), image_folder))
+    for a, b in zip(from_parquet, from_folder, strict=True):
+        assert a.classes == b.classes
+        order_a, order_b = (np.argsort(split.ids()["image_id"]) for split in (a, b))  # a folder is sorted by class
+        np.testing.assert_array_equal(a.pixels[a.index[order_a]], b.pixels[b.index[order_b]])
+        np.testing.assert_array_equal(a.labels[order_a], b.labels[order_b])
+        assert sorted(a.ids()["product_id"]) == sorted(b.ids()["product_id"])
+
+
+def test_crop_and_full_image_differ_and_pad_is_padded(load):
+    crop, full, pad = load("sample")[1], load("sample", crop=False)[1], load("sample", fit="pad")[1]
+    assert not np.array_equal(crop.pixels, full.pixels)
+    wide = int(np.argmax(pad.crop_sizes[:, 0] / pad.crop_sizes[:, 1]))
+    assert (pad.pixels[wide][:, 0, :].T == (124, 116, 104)).all()
+
+
+def test_a_second_load_decodes_nothing_and_other_settings_do(load, tmp_path, monkeypatch):
+    first = load("sample", cache=str(tmp_path))
+    monkeypatch.setattr(common.data, "crop_image", None)  # decoding a row fails from here on
+    again = load("sample", cache=str(tmp_path))
+    np.testing.assert_array_equal(first[1].pixels, again[1].pixels)
+    assert first[0].fingerprint == again[0].fingerprint
+    with pytest.raises(InputError, match="rows cannot be used"):
+        load("sample", cache=str(tmp_path), margin=0.1)
+
+
+def test_the_key_is_the_content_not_the_path(load, rows, parquet, tmp_path, monkeypatch):
+    first = load(parquet(rows, "one"), cache=str(tmp_path / "cache"))
+    monkeypatch.setattr(common.data, "crop_image", None)
+    moved = load(parquet(rows, "two"), cache=str(tmp_path / "cache"))
+    np.testing.assert_array_equal(first[1].pixels, moved[1].pixels)
+    changed = dict(rows, val=[dict(rows["val"][0], bbox=[1, 1, 20, 20]), *rows["val"][1:]])
+    with pytest.raises(InputError, match="rows cannot be used"):
+        load(parquet(changed, "three"), cache=str(tmp_path / "cache"))
+
+
+def test_two_loads_at_once_both_succeed(load, tmp_path):
+    results = []
+
+    def work():
+        results.append(load("sample", cache=str(tmp_path), limit=40))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2
+    np.testing.assert_array_equal(results[0][0].pixels, results[1][0].pixels)
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [("Coffee Table", "coffee_table"), ("coffee_table ", "coffee_table"), ("SOFA", "sofa"), ("  ", None), (None, None)],
+)
+def test_clean_category(raw, clean):
+    assert clean_category(raw) == clean
+
+
+def test_limit_takes_rows_evenly_and_keeps_the_label_map(load):
+    train, val = load("sample", limit=20)
+    assert (len(train), len(val)) == (20, 20) and len(train.classes) == 12
+    everything = load("sample")[0].ids()["image_id"]
+    places = [everything.index(i) for i in train.ids()["image_id"]]
+    assert places[0] == 0 and places[-1] == 490 and set(np.diff(places)) <= {25, 26}
+
+
+def test_val_is_cut_off_by_class_where_there_is_none(load, rows, parquet):
+    data = parquet({"train": rows["train"]})
+    with pytest.raises(InputError, match="no val split.*--val-fraction"):
+        load(data)
+    train, val = load(data, val_fraction=0.2)
+    assert len(val) == 13 and len(train) == 52, "13 classes of 5 rows"
+    assert val.labels.bincount().tolist() == [1] * 13
+    assert load(data, val_fraction=0.2)[1].ids() == val.ids(), "the same cut again"
+    with pytest.raises(InputError, match="leave the option out"):
+        load("sample", val_fraction=0.2)
+
+
+BAD = {
+    "outside": (dict(bbox=[100, 100, 4000, 10]), "reaches outside"),
+    "negative": (dict(bbox=[-5, 0, 50, 50]), "reaches outside"),
+    "no area": (dict(bbox=[0, 0, 0, 50]), "no area"),
+    "length": (dict(bbox=[1, 2, 3]), "3 numbers"),
+    "no box": (dict(bbox=None), "no box"),
+    "no image": (dict(image=None), "unreadable image"),
+    "not an image": (dict(image={"bytes": b"hello", "path": None}), "unreadable image"),
+    "no category": (dict(category=None), "no category"),
+    "blank category": (dict(category="  "), "no category"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_stops_or_is_left_out(load, rows, parquet, name):
+    change, words = BAD[name]
+    data = parquet(dict(rows, train=[*rows["train"][:7], dict(rows["train"][7], **change), *rows["train"][8:]]))
+    with pytest.raises(InputError, match=rf"(?s)1 of \d+ train rows.*--bad-rows skip.*row 7: .*{words}"):
+        load(data)
+    train, val = load(data, bad_rows="skip")
+    good_train, good_val = load(parquet(rows, "good"))
+    assert len(train) == len(good_train) - 1 and len(val) == len(good_val)
+    assert list(train.problems) == [7] and words in train.problems[7]
+    gone = good_train.ids()["image_id"].index(rows["train"][7]["image_id"])
+    kept = np.delete(np.arange(len(good_train)), gone)
+    np.testing.assert_array_equal(train.pixels[train.index], good_train.pixels[good_train.index[kept]])
+    np.testing.assert_array_equal(train.labels, good_train.labels[kept])
+
+
+def test_a_truncated_photo_is_a_bad_row(load, rows, parquet):
+    half = rows["val"][2]["image"]["bytes"][:3000]
+    val = [*rows["val"][:2], dict(rows["val"][2], image={"bytes": half, "path": None}), *rows["val"][3:]]
+    with pytest.raises(InputError, match="row 2: unreadable image"):
+        load(parquet(dict(rows, val=val)))
+
+
+def test_a_folder_that_is_not_there(load, tmp_path):
+    with pytest.raises(InputError, match="no such folder"):
+        load(str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match="neither Parquet files nor images"):
+        load(str(tmp_path))
+
+
+def test_a_missing_column_is_named_beside_those_that_are_there(load, rows, parquet):
+    data = parquet({k: [{n: v for n, v in row.items() if n != "category"} for row in r] for k, r in rows.items()})
+    with pytest.raises(InputError, match="lacks category; its columns are image_id, image, mask, bbox"):
+        load(data)
+    without_box = parquet({k: [{n: v for n, v in r.items() if n != "bbox"} for r in rs] for k, rs in rows.items()}, "b")
+    with pytest.raises(InputError, match="lacks bbox.*without --crop"):
+        load(without_box)
+    assert len(load(without_box, crop=False)[0]) == 60
+
+
+def test_a_class_without_train_rows(load, rows, parquet):
+    with pytest.raises(InputError, match="val has rows of ottoman, a class without train rows"):
+        load(parquet(dict(rows, val=[dict(rows["val"][0], category="Ottoman"), *rows["val"][1:]])))
+
+
+def test_a_parquet_file_that_is_none(load, tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"hello")
+    with pytest.raises(InputError, match="cannot be read"):
+        load(str(tmp_path))
+
+
+@pytest.fixture
+def silent_server():
+    """A server that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_the_hub_out_of_reach(load, monkeypatch, silent_server):
+    hub_id = "Nfiniteai/product-masks-sample-that-no-cache-has"
+    assert not reachable(silent_server, seconds=0.5)
+    for endpoint in ("http://127.0.0.1:9", silent_server):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        with pytest.raises(InputError, match="Hub cannot be reached.*--data sample"):
+            load(hub_id)
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE, "the setting is put back"
+
+
+def test_item_and_batch_agree(load):
+    train: ClassificationDataset = load("sample")[0]
+    loader = torch.utils.data.DataLoader(train, batch_size=2, sampler=[7, 1], num_workers=1)
+    images, labels = next(iter(loader))
+    assert torch.equal(images[0], train[7][0]) and labels.tolist() == train.labels[[7, 1]].tolist()
+    assert Path(train.pixels.filename).suffix == ".npy", "mapped from the file, not in memory"
