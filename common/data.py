@@ -33,15 +33,18 @@ class ClassificationDataset(torch.utils.data.Dataset):
         classes: the clean category names, sorted; the same list in both splits.
         crop_sizes: (N, 2) float32 tensor, width and height of each crop in pixels before it was made square.
         rows: the `datasets.Dataset` of the N rows: id columns, category, bbox, the encoded image.
-        dropped: train rows left out because their category does not occur in val.
+        source_rows: rows of the split in the source.
+        dropped: of these, train rows left out because their category does not occur in val.
         problems: {row number in the source: reason} of the rows left out by `--bad-rows skip`.
         fingerprint: sha256 of the rows' content (image bytes, boxes, labels), in hex.
     """
 
-    def __init__(self, pixels, index, crop_sizes, labels, classes, rows, *, dropped, problems, fingerprint):
+    def __init__(
+        self, pixels, index, crop_sizes, labels, classes, rows, *, source_rows, dropped, problems, fingerprint
+    ):
         self.pixels, self.index = pixels, index  # row i's pixels (3, S, S) are pixels[index[i]]
         self.crop_sizes, self.labels, self.classes, self.rows = crop_sizes, labels, classes, rows
-        self.dropped, self.problems, self.fingerprint = dropped, problems, fingerprint
+        self.source_rows, self.dropped, self.problems, self.fingerprint = source_rows, dropped, problems, fingerprint
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -85,14 +88,14 @@ def describe(train: ClassificationDataset, val: ClassificationDataset) -> str:
     """The split sizes, columns and classes as a text for the start of a run."""
     counts = [Counter(split.labels.tolist()) for split in (train, val)]
     width = max(map(len, train.classes))
-    lines = [
-        f"train  {len(train) + train.dropped:,} rows -> {len(train):,}: {train.dropped} of categories that val lacks",
-        f"val    {len(val):,} rows",
-        *(
-            f"bad    {len(s.problems)} {name} rows left out"
-            for name, s in (("train", train), ("val", val))
-            if s.problems
-        ),
+    lines = []
+    for name, split in (("train", train), ("val", val)):
+        kept = split.source_rows - split.dropped
+        dropped = f" -> {kept:,}: {split.dropped} of categories that val lacks" if split.dropped else ""
+        bad = f", {len(split.problems)} bad ones left out" if split.problems else ""
+        used = f", {len(split):,} used" if len(split) < kept else ""
+        lines.append(f"{name:5}  {split.source_rows:,} rows{dropped}{bad}{used}")
+    lines += [
         f"image  3 x {train.pixels.shape[2]} x {train.pixels.shape[3]} uint8",
         f"column {', '.join(f'{name} ({_type_name(t)})' for name, t in train.rows.features.items())}",
         f"{'class':<{width}}  train  val",
@@ -137,6 +140,7 @@ def _load_split(split, rows, names, classes, config) -> ClassificationDataset:
         labels,
         classes,
         rows.select(index),
+        source_rows=len(names),
         dropped=dropped,
         problems=problems,
         fingerprint=hashlib.sha256(json.dumps([content, labels.tolist()]).encode()).hexdigest(),

@@ -60,7 +60,7 @@ def test_every_source_gives_the_same_rows(load, rows, parquet, image_folder, cro
 def test_crop_and_full_image_differ_and_pad_is_padded(load):
     crop, full, pad = load("sample")[1], load("sample", crop=False)[1], load("sample", fit="pad")[1]
     assert not np.array_equal(crop.pixels, full.pixels)
-    wide = int(np.argmax(pad.crop_sizes[:, 0] / pad.crop_sizes[:, 1]))
+    wide = int((pad.crop_sizes[:, 0] / pad.crop_sizes[:, 1]).argmax())
     assert (pad.pixels[wide][:, 0, :].T == (124, 116, 104)).all()
 
 
