@@ -89,6 +89,14 @@ def test_a_big_jpeg_is_decoded_small_and_looks_the_same():
     assert np.abs(small - full).mean() < 2
 
 
+def test_a_jpeg_is_never_decoded_smaller_than_the_target():
+    """A flat box is stretched upwards: its short side decides the scale, unless its aspect is kept."""
+    for fit, decoded in (("squash", (640, 480)), ("pad", (80, 60))):
+        encoded = jpeg(Image.new("RGB", (640, 480), RED))
+        crop_image(encoded, (0, 0, 512, 40), size=32, fit=fit)
+        assert encoded.size == decoded
+
+
 @pytest.mark.parametrize(
     ("mode", "color", "expected"),
     [

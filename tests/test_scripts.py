@@ -149,16 +149,17 @@ class Stop(Exception):
 def test_resume_is_the_run_that_was_never_stopped(train, options, script, monkeypatch, tmp_path):
     more = "--crop --augment --accumulate 2 --checkpoint-every 2" + " --dropout 0.1" * (script == "train_custom_vit")
     whole = train(script, "whole", more)
-    train_step = common.train.train_step
+    save_checkpoint = common.train.save_checkpoint
 
-    def stop_at_5(config, accelerator, model, optimizer, rows, order, step):
-        if step == 5:
+    def stop_at_6(folder, identity, progress, *rest):  # after the log lines of step 6, before its checkpoint
+        if progress["step"] == 6:
             raise Stop
-        return train_step(config, accelerator, model, optimizer, rows, order, step)
+        save_checkpoint(folder, identity, progress, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(common.train, "train_step", stop_at_5)
+        patch.setattr(common.train, "save_checkpoint", stop_at_6)
         train(script, "parts", more)
+    assert losses(tmp_path / "parts") == losses(whole), "all is logged, and steps 5 and 6 will be again"
     with pytest.raises(InputError, match="unfinished run: go on with --resume"):
         train(script, "parts", more)
     with pytest.raises(InputError, match="lr was 0.001, now 0.5|lr was 0.0003, now 0.5|lr was 0.0005, now 0.5"):
