@@ -18,9 +18,9 @@ from common.train import fit, parameter_groups
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    image_size: int = 96
+    image_size: int = 64
     epochs: int = 20
-    lr: float = 1e-3
+    lr: float = 3e-4
     blocks: str = option(
         "32k3p2,64k3p2,128k3p2", "a block each: channels, k and kernel size, p and pool size; 'linear' for no ReLU"
     )

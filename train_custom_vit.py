@@ -18,10 +18,10 @@ from common.train import fit, parameter_groups
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    image_size: int = 96
-    epochs: int = 40
-    lr: float = 5e-4
-    warmup_epochs: float = 5.0
+    image_size: int = 64
+    epochs: int = 30
+    lr: float = 3e-4
+    warmup_epochs: float = 3.0
     patch_size: int = option(8, "side of a patch in pixels", minimum=1)
     dim: int = option(128, "width of a token", minimum=1)
     depth: int = option(6, "encoder blocks", minimum=1)
