@@ -13,7 +13,7 @@ from torch import nn
 from common.config import InputError, TrainConfig, option, parse, run
 from common.data import load_splits
 from common.launch import start
-from common.train import fit, parameter_groups
+from common.train import parameter_groups, train_model
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,13 @@ def build_model(config: Config, num_classes: int) -> CNN:
 
 def main(argv=None):
     config = parse(Config, argv)
+    with torch.device("meta"):
+        build_model(config, num_classes=2)  # options that do not go together fail here, before the data is read
     accelerator = start(config)
     train, val = load_splits(config)
     model = build_model(config, len(train.classes))
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
-    return fit(config, accelerator, model, optimizer, train, val)
+    return train_model(config, accelerator, model, optimizer, train, val)
 
 
 if __name__ == "__main__":

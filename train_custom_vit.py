@@ -13,7 +13,7 @@ from torch import nn
 from common.config import InputError, TrainConfig, option, parse, run
 from common.data import load_splits
 from common.launch import start
-from common.train import fit, parameter_groups
+from common.train import parameter_groups, train_model
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,13 @@ class Config(TrainConfig):
     image_size: int = 64
     epochs: int = 30
     lr: float = 3e-4
-    warmup_epochs: float = 3.0
     patch_size: int = option(8, "side of a patch in pixels", minimum=1)
     dim: int = option(128, "width of a token", minimum=1)
     depth: int = option(6, "encoder blocks", minimum=1)
     num_heads: int = option(8, "attention heads", minimum=1)
     mlp_ratio: float = option(4.0, "width of the MLP in token widths", minimum=0.01)
     norm_first: bool = option(True, "normalise before attention and MLP, or after each residual sum")
-    dropout: float = option(0.0, "dropout after attention and within the MLP", minimum=0)
+    dropout: float = option(0.0, "dropout after attention and within the MLP", minimum=0, maximum=1)
 
     lab = TrainConfig.lab | dict(patch_size=16, norm_first=False, dropout=0.1)
 
@@ -91,10 +90,7 @@ class ViT(nn.Module):
 def build_vit(
     image_size, num_classes, *, patch_size=16, dim=128, depth=6, num_heads=8, mlp_ratio=4, norm_first=True, dropout=0.0
 ) -> ViT:
-    """A vision transformer for square images of `image_size` pixels; the options are those of `Config`.
-
-    Raises InputError where `image_size` is not a multiple of `patch_size`, or `dim` of `num_heads`.
-    """
+    """A vision transformer for square images, options as in `Config`; InputError where they do not go together."""
     if image_size % patch_size:
         raise InputError(f"image size {image_size} is not a multiple of patch size {patch_size}.")
     if dim % num_heads:
@@ -109,11 +105,13 @@ def build_model(config: Config, num_classes: int) -> ViT:
 
 def main(argv=None):
     config = parse(Config, argv)
+    with torch.device("meta"):
+        build_model(config, num_classes=2)  # options that do not go together fail here, before the data is read
     accelerator = start(config)
     train, val = load_splits(config)
     model = build_model(config, len(train.classes))
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
-    return fit(config, accelerator, model, optimizer, train, val)
+    return train_model(config, accelerator, model, optimizer, train, val)
 
 
 if __name__ == "__main__":

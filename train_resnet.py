@@ -13,7 +13,7 @@ from torch import nn
 from common.config import InputError, TrainConfig, option, parse, run
 from common.data import load_splits
 from common.launch import start
-from common.train import fit, parameter_groups
+from common.train import parameter_groups, train_model
 from common.weights import freeze, load_backbone, torchvision_weights
 
 RESNETS = torchvision.models.list_models(module=torchvision.models, include=["*resnet*", "resnext*"])
@@ -56,7 +56,7 @@ def main(argv=None):
     accelerator = start(config)
     train, val = load_splits(config)
     model = build_model(config, len(train.classes))
-    return fit(config, accelerator, model, build_optimizer(config, model), train, val)
+    return train_model(config, accelerator, model, build_optimizer(config, model), train, val)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from common.config import InputError, TrainConfig, option, parse, run
 from common.data import load_splits
 from common.launch import start
-from common.train import fit, parameter_groups
+from common.train import parameter_groups, train_model
 from common.weights import freeze, load_backbone, timm_model, torchvision_weights
 
 TORCHVISION_VITS = torchvision.models.list_models(module=torchvision.models, include="vit_*")
@@ -88,7 +88,7 @@ def main(argv=None):
     accelerator = start(config)
     train, val = load_splits(config)
     model = build_model(config, len(train.classes))
-    return fit(config, accelerator, model, build_optimizer(config, model), train, val)
+    return train_model(config, accelerator, model, build_optimizer(config, model), train, val)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Options. A script's Config is its experiment; `--name value` on the command line overrides one default."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,13 +12,26 @@ class InputError(ValueError):
     """A mistake of the person who runs the script: what is wrong, with the value, and what to do about it."""
 
 
-def option(default: Any, help: str, *, group: str = "model", choices: tuple = (), minimum: float | None = None) -> Any:
-    """A Config field that is also a flag.
+class Interrupted(Exception):
+    """A run was asked to stop, by SIGTERM or Ctrl-C, and has saved what it needs to go on."""
 
-    `help` is one sentence; `group` the heading in --help; `choices` the values allowed; `minimum` the least value.
-    A flag with choices and the default "none" may stand alone: `--augment` means its second choice.
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "model",
+    choices: tuple = (),
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+) -> Any:
+    """A Config field of type bool, int, float or str that is also a flag.
+
+    `help` is one sentence; `group` the heading in --help; `choices` the values allowed; `minimum` and `maximum` the
+    range. A flag with choices and the default "none" may stand alone: `--augment` means its second choice.
     """
-    return field(default=default, metadata={"help": help, "group": group, "choices": choices, "minimum": minimum})
+    rules = {"help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ class TrainConfig:
     )
     image_size: int = option(224, "side of the square model input in pixels", group="data", minimum=1)
     val_fraction: float = option(
-        0.0, "share of train to cut off as val where the data has none", group="data", minimum=0
+        0.0, "share of train to cut off as val where the data has none", group="data", minimum=0, maximum=0.9
     )
     limit: int = option(0, "use this many evenly spaced rows of each split; 0 means all", group="data", minimum=0)
     bad_rows: str = option(
@@ -49,14 +63,16 @@ class TrainConfig:
 
     recipe: str = option(
         "default",
-        "'lab': Adam, lr 1e-3, batch 16, 3 epochs, constant lr, file order",
+        "'lab': Adam, lr 1e-3 constant, batch 16, 3 epochs, 224 pixels, file order, no decay or clipping",
         group="training",
         choices=("default", "lab"),
     )
     epochs: int = option(10, "passes over the train split", group="training", minimum=1)
     batch_size: int = option(16, "images per optimizer step, over all processes", group="training", minimum=1)
     lr: float = option(1e-3, "peak learning rate", group="training", minimum=0)
-    warmup_epochs: float = option(1.0, "epochs of linear warm-up before the cosine decay", group="training", minimum=0)
+    warmup: float = option(
+        0.1, "share of the steps in which the lr rises, before its cosine decay", group="training", minimum=0, maximum=1
+    )
     weight_decay: float = option(0.05, "decoupled weight decay, on weight matrices only", group="training", minimum=0)
     clip_norm: float = option(1.0, "largest gradient norm; 0 means no clipping", group="training", minimum=0)
     accumulate: int = option(1, "pieces a batch is cut into to save memory", group="training", minimum=1)
@@ -69,7 +85,7 @@ class TrainConfig:
     summary: bool = option(False, "print the layer table before training", group="run")
 
     lab: ClassVar[dict] = dict(
-        epochs=3, batch_size=16, lr=1e-3, warmup_epochs=0.0, weight_decay=0.0, clip_norm=0.0, image_size=224
+        epochs=3, batch_size=16, lr=1e-3, warmup=0.0, weight_decay=0.0, clip_norm=0.0, image_size=224
     )  # what `--recipe lab` puts in place of the defaults; AdamW without weight decay is Adam
 
     def __post_init__(self):
@@ -77,10 +93,13 @@ class TrainConfig:
             value, rule, flag = getattr(self, f.name), _metadata(type(self), f.name), flag_of(f.name)
             if rule["choices"] and value not in rule["choices"]:
                 raise InputError(f"{flag} is {value!r}: choose from {', '.join(rule['choices'])}.")
-            if rule["minimum"] is not None and not rule["minimum"] <= value < float("inf"):
-                raise InputError(f"{flag} is {value}: it must be at least {rule['minimum']}.")
-        if self.val_fraction >= 1:
-            raise InputError(f"--val-fraction is {self.val_fraction}: it is a share of train, below 1.")
+            if isinstance(value, int | float) and not (
+                rule["minimum"] <= value <= rule["maximum"] and value < math.inf
+            ):
+                limits = f"at least {rule['minimum']}" + f" and at most {rule['maximum']}" * (
+                    rule["maximum"] < math.inf
+                )
+                raise InputError(f"{flag} is {value}: it must be {limits}.")
 
     @property
     def variant(self) -> str:
@@ -99,11 +118,14 @@ def parse(config_class: type[TrainConfig], argv: Sequence[str] | None = None) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    groups = {name: parser.add_argument_group(name) for name in ("data", "training", "model", "run")}
+    names = dict.fromkeys(
+        ["data", "training", "model", *(_metadata(config_class, f.name)["group"] for f in fields(config_class))]
+    )
+    groups = {name: parser.add_argument_group(name) for name in names}
     for f in fields(config_class):
         rule = _metadata(config_class, f.name)
         shown = "" if f.default is False or f.default == "" else f" (default: {f.default})"
-        kwargs: dict[str, Any] = dict(default=f.default, help=rule["help"] + shown)
+        kwargs: dict[str, Any] = dict(default=f.default, help=(rule["help"] + shown).replace("%", "%%"))
         if f.type is bool:
             kwargs |= dict(action=argparse.BooleanOptionalAction) if f.default else dict(action="store_true")
         else:
@@ -118,11 +140,19 @@ def parse(config_class: type[TrainConfig], argv: Sequence[str] | None = None) ->
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls a script's `main`; a mistake of the person ends it with one clear message and exit code 1."""
+    """Calls a script's `main`. A mistake of the person ends it with one clear message and exit code 1, a request to
+    stop with exit code 75 (the "try again later" of sysexits.h), a Ctrl-C before or after the training with 130.
+    """
     try:
         main()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(75)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _metadata(config_class: type, name: str) -> dict:

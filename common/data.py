@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from common.augment import normalize
@@ -92,9 +92,10 @@ def describe(train: ClassificationDataset, val: ClassificationDataset) -> str:
     for name, split in (("train", train), ("val", val)):
         kept = split.source_rows - split.dropped
         dropped = f" -> {kept:,}: {split.dropped} of categories that val lacks" if split.dropped else ""
-        bad = f", {len(split.problems)} bad ones left out" if split.problems else ""
         used = f", {len(split):,} used" if len(split) < kept else ""
-        lines.append(f"{name:5}  {split.source_rows:,} rows{dropped}{bad}{used}")
+        lines.append(f"{name:5}  {split.source_rows:,} rows{dropped}{used}")
+        if split.problems:
+            lines.append(f"       {len(split.problems)} bad rows left out:\n{_listed(split.problems)}")
     lines += [
         f"image  3 x {train.pixels.shape[2]} x {train.pixels.shape[3]} uint8",
         f"column {', '.join(f'{name} ({_type_name(t)})' for name, t in train.rows.features.items())}",
@@ -102,6 +103,11 @@ def describe(train: ClassificationDataset, val: ClassificationDataset) -> str:
         *(f"{name:<{width}}  {counts[0][i]:5}  {counts[1][i]:3}" for i, name in enumerate(train.classes)),
     ]
     return "\n".join(lines)
+
+
+def _listed(problems: dict[int, str], most: int = 20) -> str:
+    more = [f"  and {len(problems) - most} more"] if len(problems) > most else []
+    return "\n".join([f"  row {i}: {problems[i]}" for i in sorted(problems)[:most]] + more)
 
 
 def _type_name(feature) -> str:
@@ -123,11 +129,9 @@ def _load_split(split, rows, names, classes, config) -> ClassificationDataset:
     unusable = {int(i): reason for i, reason in json.loads((folder / "problems.json").read_text()).items()}
     problems |= {int(chosen[i]): reason for i, reason in unusable.items()}
     if problems and config.bad_rows == "error":
-        lines = [f"\n  row {i}: {problems[i]}" for i in sorted(problems)[:20]]
-        more = f"\n  and {len(problems) - 20} more" * (len(problems) > 20)
         raise InputError(
-            f"{len(problems)} of {len(chosen)} {split} rows cannot be used. Mend them, or go on without them with "
-            f"--bad-rows skip.{''.join(lines)}{more}"
+            f"{len(problems)} of {len(names)} {split} rows cannot be used. Mend them, or go on without them with "
+            f"--bad-rows skip.\n{_listed(problems)}"
         )
     index = np.array([i for i in range(len(chosen)) if i not in unusable], dtype=np.int64)
     if not len(index):
@@ -187,6 +191,8 @@ def _decoded(split: str, rows: datasets.Dataset, content: str, config: TrainConf
                     bbox = row["bbox"] if config.crop else None
                     image, crop_sizes[i] = crop_image(image, bbox, size=size, margin=config.margin, fit=config.fit)
                 pixels[i] = np.asarray(image).transpose(2, 0, 1)
+            except UnidentifiedImageError:
+                problems[i] = "unreadable image (of no known format)"
             except Exception as error:  # PIL raises nearly every kind
                 problems[i] = str(error) if type(error) is ValueError else f"unreadable image ({error})"
 

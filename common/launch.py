@@ -1,6 +1,8 @@
 """The start of a run: devices, threads, seed and run folder, checked before anything slow begins."""
 
 import os
+import signal
+from types import FrameType
 
 import psutil
 import torch
@@ -46,3 +48,34 @@ def use_all_cores() -> None:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+class StopRequest:
+    """Notes a SIGTERM or Ctrl-C within its `with` block, so that the step can be finished and a checkpoint written.
+
+    A second signal acts at once, as it would have without this. Processes of one run agree on the step to stop at: they
+    ask each other only where `together` is true, because that makes them wait.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator, self.received, self.before = accelerator, False, {}
+
+    def __enter__(self) -> "StopRequest":
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        self.__exit__()
+
+    def agreed(self, together: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.received
+        if not together:
+            return False
+        votes = torch.tensor(float(self.received), device=self.accelerator.device)
+        return self.accelerator.reduce(votes, "sum").item() > 0

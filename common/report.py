@@ -10,6 +10,7 @@ matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import safetensors.torch  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 from scipy.special import softmax  # noqa: E402
 from sklearn.metrics import confusion_matrix  # noqa: E402
 from torch import nn  # noqa: E402
@@ -24,10 +25,8 @@ def epoch_line(epoch: int, epochs: int, train_loss: float, result: dict, seconds
     names = ("accuracy", "precision", "recall", "f1", "macro_f1", "top5")
     shown = "  ".join(f"{name} {result[name]:.3f}" for name in names if name in result)
     minutes, seconds = divmod(round(seconds_left), 60)
-    return (
-        f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss {train_loss:.3f}  val loss {result['loss']:.3f}  {shown}"
-        f"  {minutes}:{seconds:02} left"
-    )
+    place = f"epoch {epoch:{len(str(epochs))}}/{epochs}  {minutes}:{seconds:02} left"
+    return f"{place}  train loss {train_loss:.3f}  val: loss {result['loss']:.3f}  {shown}"
 
 
 def write_results(
@@ -76,7 +75,14 @@ def _curves(log: list[dict]) -> plt.Figure:
     """Losses and val scores over the epochs."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     steps, epochs = [e for e in log if "loss" in e], [e for e in log if "val_loss" in e]
-    left.plot([e["epoch"] for e in steps], [e["loss"] for e in steps], color="tab:blue", label="train", linewidth=1)
+    left.plot(
+        [e["epoch"] for e in steps],
+        [e["loss"] for e in steps],
+        color="tab:blue",
+        label="train",
+        marker=",",
+        linewidth=1,
+    )
     left.plot(
         [e["epoch"] for e in epochs], [e["val_loss"] for e in epochs], color="tab:orange", label="val", marker="."
     )
@@ -85,6 +91,7 @@ def _curves(log: list[dict]) -> plt.Figure:
         right.plot([e["epoch"] for e in epochs], [e[f"val_{name}"] for e in epochs], label=f"val {name}", marker=".")
     right.set(xlabel="epoch", ylim=(0, 1))
     for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
     return figure

@@ -97,9 +97,7 @@ def _load_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
         table["category"] = [path.parent.name for path in files]
         for metadata in (split / "metadata.jsonl", split / "metadata.csv"):
             if metadata.exists():
-                extra = pd.read_json(metadata, lines=True) if metadata.suffix == ".jsonl" else pd.read_csv(metadata)
-                if "file_name" not in extra:
-                    raise InputError(f"{metadata} lacks the column file_name; it has {', '.join(extra)}.")
+                extra = _read_metadata(metadata, table["file_name"])
                 table = table.merge(extra.drop(columns=["image", "category"], errors="ignore"), "left", "file_name")
         table = table.rename(columns={"file_name": "image_id"}) if "image_id" not in table else table
         if "bbox" in table:
@@ -109,6 +107,20 @@ def _load_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
     if not splits:
         raise InputError(f"{folder} has neither Parquet files nor images in train/CLASS/ and val/CLASS/.")
     return splits
+
+
+def _read_metadata(path: Path, file_names: pd.Series) -> pd.DataFrame:
+    try:
+        table = pd.read_json(path, lines=True) if path.suffix == ".jsonl" else pd.read_csv(path)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if "file_name" not in table:
+        raise InputError(f"{path} lacks the column file_name; it has {', '.join(map(str, table))}.")
+    if table["file_name"].duplicated().any():
+        raise InputError(f"{path} names {table['file_name'][table['file_name'].duplicated()].iloc[0]} twice.")
+    if not table["file_name"].isin(file_names).any():
+        raise InputError(f"{path} names none of the images beside it, such as {file_names.iloc[0]}.")
+    return table
 
 
 def _numbers(value) -> list[float] | None:

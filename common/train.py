@@ -5,7 +5,9 @@ computed from the step, the draws for the whole global batch, of which each proc
 the weights, the optimizer and the step, and a resumed run is the run that was never stopped.
 """
 
+import atexit
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,22 +18,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import nn
 from torchinfo import summary
 from tqdm import tqdm
 
 from common.augment import augment, draw_lab
-from common.config import InputError, TrainConfig
+from common.config import InputError, Interrupted, TrainConfig
 from common.data import ClassificationDataset, describe
+from common.evaluate import predict, set_train_mode
 from common.files import write_json
+from common.launch import StopRequest
 from common.metrics import scores
 from common.report import epoch_line, write_results
 from common.runs import Log, describe_run, load_checkpoint, run_folder, run_identity, save_checkpoint
 from common.schedule import AUGMENT, MODEL, RowOrder, generator, get_lr
 
+ADVICE = "the run has diverged. Lower --lr, raise --warmup or set --clip-norm 1."
 LOG_EVERY = 10  # steps between log lines; only these wait for the device
-EVAL_BATCH = 64  # images
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, lr_scale: Callable[[str], float] = lambda name: 1) -> list:
@@ -46,29 +49,6 @@ def parameter_groups(model: nn.Module, weight_decay: float, lr_scale: Callable[[
             decay = weight_decay if name.endswith("weight") and parameter.ndim >= 2 else 0.0
             groups.setdefault((lr_scale(name), decay), []).append(parameter)
     return [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
-
-
-def set_train_mode(model: nn.Module) -> None:
-    """Training mode, but for modules that are wholly frozen: their batch norm statistics must stay as they are."""
-    model.train()
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            module.eval()
-
-
-@torch.no_grad()
-def predict(model: nn.Module, split: ClassificationDataset, accelerator: Accelerator, fit: str) -> np.ndarray:
-    """Logits (N, C) float32 of every row of `split`, each computed once, whatever the number of processes."""
-    model = accelerator.unwrap_model(model).eval()  # without DDP, as the processes may run unequal numbers of batches
-    if accelerator.num_processes > 1:
-        broadcast(list(model.buffers()))  # batch norm statistics differ between processes; rank 0's are saved
-    logits = torch.zeros(len(split), len(split.classes), device=accelerator.device)
-    own = np.arange(len(split))[accelerator.process_index :: accelerator.num_processes]
-    for rows in np.array_split(own, math.ceil(len(own) / EVAL_BATCH) or 1):
-        images, crop_sizes, _ = split.batch(rows, accelerator.device)
-        logits[torch.from_numpy(rows).to(logits.device)] = model(augment(images, crop_sizes, None, fit=fit)).float()
-    return accelerator.reduce(logits, "sum").cpu().numpy()
 
 
 def train_step(config, accelerator, model, optimizer, train, rows, step) -> torch.Tensor:
@@ -95,7 +75,7 @@ def train_step(config, accelerator, model, optimizer, train, rows, step) -> torc
     return total
 
 
-def fit(
+def train_model(
     config: TrainConfig,
     accelerator: Accelerator,
     model: nn.Module,
@@ -116,73 +96,92 @@ def fit(
     accelerator.print(describe(train, val))
     if config.summary:
         accelerator.print(summary(model, (1, 3, config.image_size, config.image_size), verbose=0))
-    out = Path(tempfile.mkdtemp(prefix="dry-run-")) if config.dry_run and main else run_folder(config)
+    out = run_folder(config)
+    if config.dry_run and main:
+        out = Path(tempfile.mkdtemp(prefix="dry-run-"))
+        atexit.register(shutil.rmtree, out, ignore_errors=True)
     run = describe_run(config, accelerator, model, train, val)
     identity = run_identity(config, accelerator, train, val)
     model, optimizer = accelerator.prepare(model, optimizer)
-    progress = {"step": 0, "train_seconds": 0.0, "epoch_loss": 0.0, "epoch_steps": 0, "best": {"accuracy": -1.0}}
+    progress = {"step": 0, "train_seconds": 0.0, "best": {"accuracy": -1.0}}
+    progress |= {
+        "window_loss": 0.0,
+        "window_steps": 0,
+        "epoch_loss": 0.0,
+        "epoch_steps": 0,
+    }  # since log line, evaluation
     if config.resume and not config.dry_run:
         progress = load_checkpoint(out, identity, accelerator, model, optimizer) or progress
 
     n, batch_size = len(train), config.batch_size
     total_steps = math.ceil(config.epochs * n / batch_size)
-    warmup_steps = round(config.warmup_epochs * n / batch_size)
+    warmup_steps = round(config.warmup * total_steps)
     last_step = min(total_steps, 2) if config.dry_run else total_steps
     step = first_step = progress["step"]
+    first_seconds = progress["train_seconds"]
     if main:
         log = Log(out, step)
         write_json(out / "run.json", run)
-    accelerator.print(f"{run['parameters']:,} parameters, steps {step} to {last_step}, writing to {out}")
+    begins = "no checkpoint there, so from the start" if config.resume and not step else f"from step {step}"
+    accelerator.print(f"{run['parameters']:,} parameters, {last_step} steps into {out}, {begins}")
 
     order = RowOrder(n, batch_size, config.seed, shuffle=config.recipe != "lab")
-    window, window_start, logits = torch.zeros((), device=accelerator.device), step, None
+    window, logits = torch.tensor(progress["window_loss"], device=accelerator.device), None
     set_train_mode(model)
     bar = tqdm(total=last_step, initial=step, unit="step", dynamic_ncols=True, disable=None if main else True)
     start = clock = time.perf_counter()
-    while step < last_step:
-        lr = get_lr(step, total_steps, warmup_steps, config)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        window += train_step(config, accelerator, model, optimizer, train, order[step], step)
-        step += 1
-        bar.update()
-        epoch = step * batch_size // n
-        epoch_ends = epoch > (step - 1) * batch_size // n or step == last_step
-        saves = epoch_ends or (config.checkpoint_every and step % config.checkpoint_every == 0)
-        if not saves and step % LOG_EVERY:
-            continue
+    with StopRequest(accelerator) as stop:
+        while step < last_step:
+            lr = get_lr(step, total_steps, warmup_steps, config)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_scale"]
+            window += train_step(config, accelerator, model, optimizer, train, order[step], step)
+            step += 1
+            bar.update()
+            epoch = step * batch_size // n
+            epoch_ends = epoch > (step - 1) * batch_size // n or step == last_step
+            logs = epoch_ends or step % LOG_EVERY == 0
+            stops = stop.agreed(together=logs)
+            saves = epoch_ends or stops or (config.checkpoint_every and step % config.checkpoint_every == 0)
+            if not logs and not saves:
+                continue
 
-        loss = accelerator.reduce(window, "mean").item()  # waits for the device
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} at step {step}, lr {lr:.3g}: the run has diverged. "
-                "Lower --lr, or raise --warmup-epochs or set --clip-norm 1."
-            )
-        steps, seconds = step - window_start, time.perf_counter() - clock
-        rate = steps * batch_size / seconds
-        progress["step"] = step
-        progress["train_seconds"] += seconds
-        progress["epoch_loss"] += loss
-        progress["epoch_steps"] += steps
-        bar.set_postfix_str(f"loss {loss / steps:.3f}, lr {lr:.2e}, {rate:.1f} images/s")
-        if main:
-            log.write(step=step, epoch=step * batch_size / n, loss=loss / steps, lr=lr, images_per_second=rate)
-        if epoch_ends:
-            logits = predict(model, val, accelerator, config.fit)
-            set_train_mode(model)
-            result = scores(val.labels.numpy(), logits)
-            train_loss = progress["epoch_loss"] / progress["epoch_steps"]
-            progress |= {"epoch_loss": 0.0, "epoch_steps": 0}
-            if result["accuracy"] > progress["best"]["accuracy"]:
-                progress["best"] = {"epoch": epoch, "accuracy": result["accuracy"]}
-            if main:
-                log.write(step=step, epoch=epoch, train_loss=train_loss, **{f"val_{k}": v for k, v in result.items()})
-                left = (time.perf_counter() - start) / (step - first_step) * (last_step - step)
-                bar.write(epoch_line(epoch, config.epochs, train_loss, result, left))
-        if saves and main:
-            save_checkpoint(out, identity, progress, accelerator, model, optimizer)
-        window.zero_()
-        window_start, clock = step, time.perf_counter()
+            progress["window_loss"] = accelerator.reduce(window, "mean").item()  # waits for the device
+            if not math.isfinite(progress["window_loss"]):
+                raise InputError(f"the loss is {progress['window_loss']} at step {step}, lr {lr:.3g}: {ADVICE}")
+            progress["window_steps"] += step - progress["step"]
+            progress["step"] = step
+            progress["train_seconds"] += time.perf_counter() - clock
+            if logs:
+                loss = progress["window_loss"] / progress["window_steps"]
+                rate = (step - first_step) * batch_size / (progress["train_seconds"] - first_seconds)
+                bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2e}, {rate:.1f} images/s")
+                if main:
+                    log.write(step=step, epoch=step * batch_size / n, loss=loss, lr=lr, images_per_second=rate)
+                progress["epoch_loss"] += progress["window_loss"]
+                progress["epoch_steps"] += progress["window_steps"]
+                progress |= {"window_loss": 0.0, "window_steps": 0}
+                window.zero_()
+            if epoch_ends:
+                logits = predict(model, val, accelerator, config.fit)
+                if not np.isfinite(logits).all():
+                    raise InputError(f"the model's outputs are no numbers any more at step {step}: {ADVICE}")
+                set_train_mode(model)
+                result = scores(val.labels.numpy(), logits)
+                train_loss = progress["epoch_loss"] / progress["epoch_steps"]
+                progress |= {"epoch_loss": 0.0, "epoch_steps": 0}
+                if result["accuracy"] > progress["best"]["accuracy"]:
+                    progress["best"] = {"epoch": epoch, "accuracy": result["accuracy"]}
+                if main:
+                    val_scores = {f"val_{name}": value for name, value in result.items()}
+                    log.write(step=step, epoch=epoch, train_loss=train_loss, **val_scores)
+                    left = (time.perf_counter() - start) / (step - first_step) * (last_step - step)
+                    bar.write(epoch_line(epoch, config.epochs, train_loss, result, left))
+            if saves and main:
+                save_checkpoint(out, identity, progress, accelerator, model, optimizer)
+            if stops:
+                raise Interrupted(f"stopped after step {step} of {last_step}; go on with the same command and --resume")
+            clock = time.perf_counter()
     bar.close()
 
     if logits is None:  # resumed after the last step

@@ -256,7 +256,7 @@ def test_a_finished_run_is_kept(train):
     [
         ("--batch-size 64", "48 train rows are fewer than one batch of 64"),
         ("--accumulate 3", "--batch-size 16 cannot be cut into 3 equal pieces"),
-        ("--lr 1e9 --clip-norm 0 --warmup-epochs 0", "loss is (nan|inf) at step .*Lower --lr"),
+        ("--lr 1e9 --clip-norm 0 --warmup 0", "loss is (nan|inf) at step .*Lower --lr"),
         ("--blocks 8p64", "pooling by 64 leaves nothing of 32 pixels"),
         ("--data /nowhere/at/all", "no such folder"),
     ],

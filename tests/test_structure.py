@@ -76,7 +76,7 @@ def test_command_line(script, capsys):
 def test_the_labs_recipe(script):
     config = parse(importlib.import_module(script).Config, ["--recipe", "lab"])
     assert (config.lr, config.batch_size, config.epochs, config.image_size) == (1e-3, 16, 3, 224)
-    assert config.weight_decay == config.clip_norm == config.warmup_epochs == 0
+    assert config.weight_decay == config.clip_norm == config.warmup == 0
     assert parse(type(config), ["--recipe", "lab", "--epochs", "5"]).epochs == 5, "what is typed goes before the recipe"
 
 

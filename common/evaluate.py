@@ -1,0 +1,37 @@
+"""The logits of a split, each row's computed once, and the mode in which a model trains."""
+
+import math
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import nn
+
+from common.augment import augment
+from common.data import ClassificationDataset
+
+EVAL_BATCH = 64  # images
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Training mode, but for modules that are wholly frozen: their batch norm statistics must stay as they are."""
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, split: ClassificationDataset, accelerator: Accelerator, fit: str) -> np.ndarray:
+    """Logits (N, C) float32 of every row of `split`, each computed once, whatever the number of processes."""
+    model = accelerator.unwrap_model(model).eval()  # without DDP, as the processes may run unequal numbers of batches
+    if accelerator.num_processes > 1:
+        broadcast(list(model.buffers()))  # batch norm statistics differ between processes; rank 0's are saved
+    logits = torch.zeros(len(split), len(split.classes), device=accelerator.device)
+    own = np.arange(len(split))[accelerator.process_index :: accelerator.num_processes]
+    for rows in np.array_split(own, math.ceil(len(own) / EVAL_BATCH) or 1):
+        images, crop_sizes, _ = split.batch(rows, accelerator.device)
+        logits[torch.from_numpy(rows).to(logits.device)] = model(augment(images, crop_sizes, None, fit=fit)).float()
+    return accelerator.reduce(logits, "sum").cpu().numpy()
