@@ -147,6 +147,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.strerror or error}: {error.filename}. What was written before is whole.")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(75)

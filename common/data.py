@@ -7,6 +7,7 @@ that. The array's key is the content of the rows and every setting that changes 
 import hashlib
 import io
 import json
+import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from common.augment import normalize
 from common.config import InputError, TrainConfig
 from common.crop import crop_image
-from common.files import whole
+from common.files import whole, write_csv
 from common.sources import ID_COLUMNS, clean_categories, load_tables
 
 
@@ -35,7 +36,7 @@ class ClassificationDataset(torch.utils.data.Dataset):
         rows: the `datasets.Dataset` of the N rows: id columns, category, bbox, the encoded image.
         source_rows: rows of the split in the source.
         dropped: of these, train rows left out because their category does not occur in val.
-        problems: {row number in the source: reason} of the rows left out by `--bad-rows skip`.
+        problems: the rows left out by `--bad-rows skip`: dicts with split, row (its number in the source), id, reason.
         fingerprint: sha256 of the rows' content (image bytes, boxes, labels), in hex.
     """
 
@@ -105,9 +106,9 @@ def describe(train: ClassificationDataset, val: ClassificationDataset) -> str:
     return "\n".join(lines)
 
 
-def _listed(problems: dict[int, str], most: int = 20) -> str:
-    more = [f"  and {len(problems) - most} more"] if len(problems) > most else []
-    return "\n".join([f"  row {i}: {problems[i]}" for i in sorted(problems)[:most]] + more)
+def _listed(problems: list[dict], most: int = 10) -> str:
+    lines = [f"  row {p['row']} ({p['id']}): {p['reason']}" for p in problems[:most]]
+    return "\n".join(lines + [f"  and {len(problems) - most} more"] * (len(problems) > most))
 
 
 def _type_name(feature) -> str:
@@ -120,18 +121,24 @@ def _load_split(split, rows, names, classes, config) -> ClassificationDataset:
     dropped = len(names) - len(chosen)
     if config.limit and config.limit < len(chosen):
         chosen = chosen[np.linspace(0, len(chosen) - 1, config.limit).round().astype(np.int64)]
-    problems = {int(i): "no category" for i in chosen if names[i] is None}
+    reasons = {int(i): "no category" for i in chosen if names[i] is None}
     chosen = np.array([i for i in chosen if names[i] is not None], dtype=np.int64)
+    if not len(chosen):
+        raise InputError(f"--data {config.data} has no {split} rows with a category.")
+    ids = rows["image_id"] if "image_id" in rows.column_names else range(len(rows))
     rows = rows.select(chosen)
 
     content = _content_hash(rows, config)
     folder = _decoded(split, rows, content, config)
     unusable = {int(i): reason for i, reason in json.loads((folder / "problems.json").read_text()).items()}
-    problems |= {int(chosen[i]): reason for i, reason in unusable.items()}
+    reasons |= {int(chosen[i]): reason for i, reason in unusable.items()}
+    problems = [{"split": split, "row": i, "id": ids[i], "reason": reasons[i]} for i in sorted(reasons)]
     if problems and config.bad_rows == "error":
+        report = Path(config.cache, "bad_rows.csv")
+        write_csv(report, problems)
         raise InputError(
-            f"{len(problems)} of {len(names)} {split} rows cannot be used. Mend them, or go on without them with "
-            f"--bad-rows skip.\n{_listed(problems)}"
+            f"{len(problems)} of {len(names)} {split} rows cannot be used, see {report}. Mend them, or go on without "
+            f"them with --bad-rows skip.\n{_listed(problems)}"
         )
     index = np.array([i for i in range(len(chosen)) if i not in unusable], dtype=np.int64)
     if not len(index):
@@ -180,6 +187,8 @@ def _decoded(split: str, rows: datasets.Dataset, content: str, config: TrainConf
     with whole(folder) as partial, ThreadPoolExecutor() as pool:
         partial.mkdir()
         pixels = np.lib.format.open_memmap(partial / "pixels.npy", "w+", np.uint8, (len(rows), 3, size, size))
+        with open(partial / "pixels.npy", "rb+") as file:  # a map on a full disk would end the process without a word
+            os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
         crop_sizes = np.ones((len(rows), 2), np.float32)
 
         def decode(i: int) -> None:

@@ -1,7 +1,10 @@
 """Files and folders that are whole or absent."""
 
+import csv
+import glob
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -9,16 +12,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 @contextmanager
 def whole(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`, for a file or a folder, and renames it to `path` at the end.
 
-    A crash leaves the old file. A folder that another process finished first is kept, and ours is dropped.
+    A crash leaves the old file; what it left half-written goes when the path is next written on the same machine. A
+    folder that another process finished first is kept, and ours is dropped.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    host = platform.node().replace(".", "-")
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.{host}.*.tmp"):
+        if not psutil.pid_exists(int(stale.name.split(".")[-3])):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+    partial = path.with_name(f".{path.name}.{host}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield partial
         for file in [partial] if partial.is_file() else partial.iterdir():
@@ -38,3 +48,11 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     with whole(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
+    """A header and a line per dict of `rows`, which all have the same keys."""
+    with whole(path) as partial, open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

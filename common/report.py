@@ -1,6 +1,5 @@
 """What a run shows of itself: a line per epoch, a table of predictions and three pictures."""
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from sklearn.metrics import confusion_matrix  # noqa: E402
 from torch import nn  # noqa: E402
 
 from common.data import ClassificationDataset  # noqa: E402
-from common.files import whole, write_json  # noqa: E402
+from common.files import whole, write_csv, write_json  # noqa: E402
 from common.metrics import row_losses, scores  # noqa: E402
 
 
@@ -34,7 +33,7 @@ def write_results(
 ) -> None:
     """The finished run's files. metrics.json comes last: a folder that has it is finished."""
     with whole(out / "model.safetensors") as partial:
-        safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial)
+        partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}))
     write_json(out / "labels.json", val.classes)
     write_predictions(out / "predictions.csv", val, logits)
     write_plots(out, val, logits, log)
@@ -53,10 +52,7 @@ def write_predictions(path: Path, val: ClassificationDataset, logits: np.ndarray
         "probability": probabilities.max(1).tolist(),
         "loss": row_losses(labels, logits).tolist(),
     }
-    with whole(path) as partial, open(partial, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+    write_csv(path, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
 
 
 def write_plots(out: Path, val: ClassificationDataset, logits: np.ndarray, log: list[dict]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import platform
 import shlex
@@ -83,17 +84,17 @@ def describe_run(config: TrainConfig, accelerator: Accelerator, model: torch.nn.
 
 def save_checkpoint(folder: Path, identity: dict, progress: dict, accelerator: Accelerator, model, optimizer) -> None:
     """Everything that a resumed run needs, in one file, which is replaced whole."""
+    state = {
+        "identity": identity,
+        "progress": progress,
+        "model": accelerator.unwrap_model(model).state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+    }
+    buffer = io.BytesIO()  # torch.save into a file on a full disk says "unexpected pos", a plain write says why
+    torch.save(state, buffer)
     with whole(folder / "checkpoint" / "last.pt") as partial:
-        torch.save(
-            {
-                "identity": identity,
-                "progress": progress,
-                "model": accelerator.unwrap_model(model).state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-            },
-            partial,
-        )
+        partial.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(folder: Path, identity: dict, accelerator: Accelerator, model, optimizer) -> dict | None:
@@ -124,9 +125,10 @@ class Log:
 
     def __init__(self, folder: Path, step: int):
         self.path = folder / "log.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        old = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        old = [line for line in old if line.endswith("\n")]  # a killed run may leave half a line
         with whole(self.path) as partial:
-            partial.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+            partial.write_text("".join(line for line in old if json.loads(line)["step"] <= step))
 
     def write(self, **values: Any) -> None:
         with open(self.path, "a") as file:

@@ -26,7 +26,7 @@ from common.augment import augment, draw_lab
 from common.config import InputError, Interrupted, TrainConfig
 from common.data import ClassificationDataset, describe
 from common.evaluate import predict, set_train_mode
-from common.files import write_json
+from common.files import write_csv, write_json
 from common.launch import StopRequest
 from common.metrics import scores
 from common.report import epoch_line, write_results
@@ -122,6 +122,8 @@ def train_model(
     if main:
         log = Log(out, step)
         write_json(out / "run.json", run)
+        if train.problems or val.problems:
+            write_csv(out / "bad_rows.csv", train.problems + val.problems)
     begins = "no checkpoint there, so from the start" if config.resume and not step else f"from step {step}"
     accelerator.print(f"{run['parameters']:,} parameters, {last_step} steps into {out}, {begins}")
 
@@ -135,7 +137,15 @@ def train_model(
             lr = get_lr(step, total_steps, warmup_steps, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
-            window += train_step(config, accelerator, model, optimizer, train, order[step], step)
+            try:
+                window += train_step(config, accelerator, model, optimizer, train, order[step], step)
+            except RuntimeError as error:
+                if "memory" not in str(error):
+                    raise
+                raise InputError(
+                    f"out of memory with --batch-size {batch_size} in {config.accumulate} pieces: "
+                    f"--accumulate {2 * config.accumulate} trains the same batch in smaller ones."
+                ) from error
             step += 1
             bar.update()
             epoch = step * batch_size // n
