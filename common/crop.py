@@ -21,7 +21,7 @@ def box_problem(bbox: Sequence[float] | None, width: int, height: int) -> str | 
     if not all(isinstance(v, int | float) and math.isfinite(v) for v in bbox):
         return f"box {list(bbox)} holds something that is not a number"
     x, y, w, h = bbox
-    if w <= 0 or h <= 0:
+    if x + w <= x or y + h <= y:  # a width of 1e-300 has none either
         return f"box {list(bbox)} has no area"
     if x < 0 or y < 0 or x + w > width or y + h > height:
         return f"box {list(bbox)} reaches outside the {width} x {height} image"

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -181,8 +182,9 @@ def _decoded(split: str, rows: datasets.Dataset, content: str, config: TrainConf
     """The cache folder with pixels.npy (N, 3, S, S), crop_sizes.npy (N, 2) and problems.json of `rows`."""
     settings = [1, content, config.margin * config.crop, config.fit, config.image_size]  # 1: of this format
     folder = Path(config.cache, hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32])
-    if folder.is_dir():
+    if all((folder / name).exists() for name in ("pixels.npy", "crop_sizes.npy", "problems.json")):
         return folder
+    shutil.rmtree(folder, ignore_errors=True)  # somebody has deleted a part of it
     size, problems = config.image_size, {}
     with whole(folder) as partial, ThreadPoolExecutor() as pool:
         partial.mkdir()

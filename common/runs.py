@@ -106,7 +106,10 @@ def load_checkpoint(folder: Path, identity: dict, accelerator: Accelerator, mode
     path = folder / "checkpoint" / "last.pt"
     if not path.exists():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no error of its own for this
+        raise InputError(f"{path} cannot be read as a checkpoint. Delete the folder to start over.") from error
     old = state["identity"]
     differ = [
         f"{k} was {str(old.get(k))[:60]}, now {str(identity[k])[:60]}" for k in identity if old.get(k) != identity[k]

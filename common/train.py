@@ -142,10 +142,8 @@ def train_model(
             except RuntimeError as error:
                 if "memory" not in str(error):
                     raise
-                raise InputError(
-                    f"out of memory with --batch-size {batch_size} in {config.accumulate} pieces: "
-                    f"--accumulate {2 * config.accumulate} trains the same batch in smaller ones."
-                ) from error
+                advice = f"in {config.accumulate} pieces: --accumulate {2 * config.accumulate} makes smaller ones of it"
+                raise InputError(f"out of memory with --batch-size {batch_size} {advice}.") from error
             step += 1
             bar.update()
             epoch = step * batch_size // n

@@ -125,6 +125,7 @@ def test_every_mode_becomes_rgb(mode, color, expected):
         ((0, 3, 4, 4), "outside"),
         ((0, 0, 0, 4), "no area"),
         ((0, 0, 4, -1), "no area"),
+        ((2, 3, 1e-300, 4), "no area"),
         ((0, 0, 4), "3 numbers"),
         ((0, 0, 4, 4, 4), "5 numbers"),
         ((0, float("nan"), 4, 4), "not a number"),
