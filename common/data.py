@@ -60,14 +60,9 @@ class ClassificationDataset(torch.utils.data.Dataset):
         return tuple(part.to(device) for part in (images, self.crop_sizes[rows], self.labels[rows]))
 
     def ids(self) -> dict[str, list[str]]:
-        """The id columns of the rows; an `image_id` that the data lacks is the row's number, others are empty."""
-        missing = {"image_id": [str(i) for i in range(len(self))]}
-        return {
-            name: [str(value) for value in self.rows[name]]
-            if name in self.rows.column_names
-            else missing.get(name, [""] * len(self))
-            for name in ID_COLUMNS
-        }
+        """The id columns of the rows, empty where the data lacks one."""
+        there = self.rows.column_names
+        return {n: [str(v) for v in self.rows[n]] if n in there else [""] * len(self) for n in ID_COLUMNS}
 
 
 def load_splits(config: TrainConfig) -> tuple[ClassificationDataset, ClassificationDataset]:
@@ -126,7 +121,7 @@ def _load_split(split, rows, names, classes, config) -> ClassificationDataset:
     chosen = np.array([i for i in chosen if names[i] is not None], dtype=np.int64)
     if not len(chosen):
         raise InputError(f"--data {config.data} has no {split} rows with a category.")
-    ids = rows["image_id"] if "image_id" in rows.column_names else range(len(rows))
+    ids = rows["image_id"]
     rows = rows.select(chosen)
 
     content = _content_hash(rows, config)

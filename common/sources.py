@@ -61,7 +61,15 @@ def load_tables(config: TrainConfig) -> dict[str, datasets.Dataset]:
     if val is None:
         train, val = _cut_val(train, config.val_fraction, list(splits))
     tables = {"train": train, "val": val}
-    return {k: t.select_columns(keep).cast_column("image", datasets.Image(decode=False)) for k, t in tables.items()}
+    return {split: _only(rows, keep) for split, rows in tables.items()}
+
+
+def _only(rows: datasets.Dataset, keep: list[str]) -> datasets.Dataset:
+    """The columns `keep`, images left encoded, and an image_id: the row's number where the data has none."""
+    rows = rows.select_columns(keep).cast_column("image", datasets.Image(decode=False))
+    if "image_id" not in keep:
+        rows = rows.add_column("image_id", [str(i) for i in range(len(rows))])
+    return rows
 
 
 def _load_parquet(folder: Path) -> dict[str, datasets.Dataset]:

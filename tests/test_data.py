@@ -185,6 +185,14 @@ def test_a_missing_column_is_named_beside_those_that_are_there(load, rows, parqu
     assert len(load(without_box, crop=False)[0]) == 60
 
 
+def test_rows_without_ids_are_known_by_their_number(load, rows, parquet):
+    bare = {k: [{n: row[n] for n in ("image", "category", "bbox")} for row in r] for k, r in rows.items()}
+    train, val = load(parquet(bare))
+    dropped = [i for i, row in enumerate(rows["train"]) if row["category"].lower() == "vase"]
+    assert train.ids()["image_id"] == [str(i) for i in range(len(rows["train"])) if i not in dropped]
+    assert val.ids()["product_id"] == [""] * len(val)
+
+
 def test_a_class_without_train_rows(load, rows, parquet):
     with pytest.raises(InputError, match="val has rows of ottoman, a class without train rows"):
         load(parquet(dict(rows, val=[dict(rows["val"][0], category="Ottoman"), *rows["val"][1:]])))

@@ -24,8 +24,8 @@ SMALL = {
     "train_custom_cnn": "--image-size 32 --blocks 8k3p2,16k3p2 --hidden 32 --fit pad",
     "train_custom_vit": "--image-size 32 --dim 32 --depth 2 --num-heads 4 --patch-size 8 --dropout 0.1",
 }
-COMMON = "--data sample --limit 40 --epochs 2 --batch-size 8 --accumulate 2 --checkpoint-every 3 --crop --augment"
-KILLS = 6  # of each script
+COMMON = "--data sample --limit 32 --epochs 2 --batch-size 8 --accumulate 2 --checkpoint-every 3 --crop --augment"
+KILLS = 5  # of each script
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload([*SMALL, "tests.test_faults"])
@@ -126,7 +126,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("script", SMALL)
 def test_killed_and_resumed(whole, script, k, tmp_path):
     reference, moments = whole(script)
-    # One kill in each sixth of the run: in the decoding, among the steps, checkpoints and results.
+    # One kill in each fifth of the run: in the decoding, among the steps, checkpoints and results.
     kill_at = random.Random(f"{script} {k}").randint(1 + k * moments // KILLS, (k + 1) * moments // KILLS)
     assert run(script, tmp_path, kill_at=kill_at) == -signal.SIGKILL
     assert not (tmp_path / "run" / "metrics.json").exists(), "a killed run does not look finished"
@@ -136,4 +136,4 @@ def test_killed_and_resumed(whole, script, k, tmp_path):
     left = [path for path in tmp_path.rglob(".*") if path.suffix == ".tmp"]
     assert not left, "what the killed process left half-written is gone"
     with open(tmp_path / "run" / "predictions.csv", newline="") as file:
-        assert len({row["image_id"] for row in csv.DictReader(file)}) == 40
+        assert len({row["image_id"] for row in csv.DictReader(file)}) == 32
