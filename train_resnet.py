@@ -36,7 +36,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         raise InputError(f"--model {config.model} is no torchvision ResNet; there are {', '.join(RESNETS)}.")
     model = torchvision.models.get_model(config.model)
     state = torchvision_weights(config.model, config.weights)
-    if state:
+    if state is not None:
         load_backbone(model, state, source=config.weights, head="fc.")
     model.fc = nn.Linear(model.fc.in_features, num_classes)
     if config.freeze == "backbone":

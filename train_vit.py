@@ -40,8 +40,9 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         check_image_size(config, patch_size)
         model = torchvision.models.get_model(config.model, image_size=config.image_size)
         state = torchvision_weights(config.model, config.weights)
-        if state:
-            state = interpolate_embeddings(config.image_size, patch_size, state)  # positions of another image size
+        if state is not None:
+            if "encoder.pos_embedding" in state:  # positions of another image size
+                state = interpolate_embeddings(config.image_size, patch_size, state)
             load_backbone(model, state, source=config.weights, head="heads.")
         model.heads = head = nn.Linear(model.hidden_dim, num_classes)
     elif timm.is_model(config.model):
@@ -77,7 +78,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         match = pattern.search(name)
         if match:
             return decay ** (len(blocks) - int(match[1]))
-        above = re.match(r"(encoder\.ln|heads|norm|fc_norm|head)\.", name)
+        above = re.match(r"(encoder\.ln|heads|norm|fc_norm|attn_pool|head)\.", name)
         return 1.0 if above else decay ** (len(blocks) + 1)
 
     return torch.optim.AdamW(parameter_groups(model, config.weight_decay, lr_scale), lr=config.lr)

@@ -76,7 +76,9 @@ class TrainConfig:
     weight_decay: float = option(0.05, "decoupled weight decay, on weight matrices only", group="training", minimum=0)
     clip_norm: float = option(1.0, "largest gradient norm; 0 means no clipping", group="training", minimum=0)
     accumulate: int = option(1, "pieces a batch is cut into to save memory", group="training", minimum=1)
-    seed: int = option(0, "seed of the weights, the row order and the augmentation", group="training", minimum=0)
+    seed: int = option(
+        0, "seed of the weights, the row order and the augmentation", group="training", minimum=0, maximum=2**63 - 1
+    )
 
     out: str = option("", "run folder; empty means runs/SCRIPT-VARIANT-sSEED", group="run")
     resume: bool = option(False, "go on from the run folder's checkpoint, if there is one", group="run")

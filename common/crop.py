@@ -40,7 +40,9 @@ def grow_box(bbox: Sequence[float], margin: float, width: int, height: int) -> t
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: 16-bit grey is scaled to 8 bits, transparency lies on white."""
+    """Any mode as RGB: 16-bit grey is scaled to 8 bits, transparency lies on white; ValueError for 32-bit grey."""
+    if image.mode in ("I", "F"):
+        raise ValueError(f"unreadable image (32-bit grey, mode {image.mode}, has no known range)")
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -68,7 +70,8 @@ def crop_image(
     Raises:
         ValueError: the box is no box of this image. OSError and others from PIL: the image cannot be decoded.
     """
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Pillow turns a TIFF upright by itself, and says so in its size.
+    orientation = 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation, 1)
     width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size  # these turn by 90 degrees
     problem = box_problem(bbox, width, height) if bbox is not None else None
     if problem:

@@ -62,7 +62,8 @@ class ClassificationDataset(torch.utils.data.Dataset):
     def ids(self) -> dict[str, list[str]]:
         """The id columns of the rows, empty where the data lacks one."""
         there = self.rows.column_names
-        return {n: [str(v) for v in self.rows[n]] if n in there else [""] * len(self) for n in ID_COLUMNS}
+        columns = {name: self.rows[name] if name in there else [None] * len(self) for name in ID_COLUMNS}
+        return {name: ["" if v is None else str(v) for v in values] for name, values in columns.items()}
 
 
 def load_splits(config: TrainConfig) -> tuple[ClassificationDataset, ClassificationDataset]:
@@ -175,7 +176,14 @@ def _content_hash(rows: datasets.Dataset, config: TrainConfig) -> str:
 
 def _decoded(split: str, rows: datasets.Dataset, content: str, config: TrainConfig) -> Path:
     """The cache folder with pixels.npy (N, 3, S, S), crop_sizes.npy (N, 2) and problems.json of `rows`."""
-    settings = [1, content, config.margin * config.crop, config.fit, config.image_size]  # 1: of this format
+    settings = [
+        1,
+        content,
+        config.crop,
+        config.margin * config.crop,
+        config.fit,
+        config.image_size,
+    ]  # 1: of this format
     folder = Path(config.cache, hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32])
     if all((folder / name).exists() for name in ("pixels.npy", "crop_sizes.npy", "problems.json")):
         return folder

@@ -31,7 +31,7 @@ def predict(model: nn.Module, split: ClassificationDataset, accelerator: Acceler
         broadcast(list(model.buffers()))  # batch norm statistics differ between processes; rank 0's are saved
     logits = torch.zeros(len(split), len(split.classes), device=accelerator.device)
     own = np.arange(len(split))[accelerator.process_index :: accelerator.num_processes]
-    for rows in np.array_split(own, math.ceil(len(own) / EVAL_BATCH) or 1):
+    for rows in np.array_split(own, math.ceil(len(own) / EVAL_BATCH)) if len(own) else ():
         images, crop_sizes, _ = split.batch(rows, accelerator.device)
         logits[torch.from_numpy(rows).to(logits.device)] = model(augment(images, crop_sizes, None, fit=fit)).float()
     return accelerator.reduce(logits, "sum").cpu().numpy()

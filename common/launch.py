@@ -32,6 +32,8 @@ def start(config: TrainConfig) -> Accelerator:
             )
         if accelerator.mixed_precision == "fp16":
             raise InputError("mixed precision fp16 needs a GPU: on the CPU use bf16 or no.")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise InputError("accumulation is an option of the script: use --accumulate instead of the launcher's.")
     if not config.dry_run and accelerator.is_main_process:
         check_folder(run_folder(config), config.resume)
     torch.manual_seed(config.seed)

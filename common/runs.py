@@ -62,7 +62,10 @@ def run_identity(config: TrainConfig, accelerator: Accelerator, train, val) -> d
 def describe_run(config: TrainConfig, accelerator: Accelerator, model: torch.nn.Module, train, val) -> dict:
     """What run.json says when the run begins."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        commit = ""
     identity = run_identity(config, accelerator, train, val)
     gpu = accelerator.device.type == "cuda"
     return {
@@ -82,12 +85,17 @@ def describe_run(config: TrainConfig, accelerator: Accelerator, model: torch.nn.
     }
 
 
+def unwrapped(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Module:
+    """The script's own model, without what Accelerate or torch.compile put around it: its weights keep their names."""
+    return accelerator.unwrap_model(model, keep_torch_compile=False)
+
+
 def save_checkpoint(folder: Path, identity: dict, progress: dict, accelerator: Accelerator, model, optimizer) -> None:
     """Everything that a resumed run needs, in one file, which is replaced whole."""
     state = {
         "identity": identity,
         "progress": progress,
-        "model": accelerator.unwrap_model(model).state_dict(),
+        "model": unwrapped(accelerator, model).state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
     }
@@ -116,7 +124,7 @@ def load_checkpoint(folder: Path, identity: dict, accelerator: Accelerator, mode
     ]
     if differ:
         raise InputError(f"{folder} holds another run: {'; '.join(differ)}. Use the old values, or another --out.")
-    accelerator.unwrap_model(model).load_state_dict(state["model"])
+    unwrapped(accelerator, model).load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(state["scaler"])

@@ -20,13 +20,14 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 
 def clean_category(name: str | None) -> str | None:
     """'Coffee Table' and 'coffee_table ' are both 'coffee_table'; None where nothing is left."""
-    return "_".join(str(name).lower().split()) or None if name is not None else None
+    missing = name is None or name != name  # NaN
+    return None if missing else "_".join(str(name).lower().split()) or None
 
 
 def clean_categories(rows: datasets.Dataset) -> list[str | None]:
     feature, values = rows.features["category"], rows["category"]
     if isinstance(feature, datasets.ClassLabel):
-        values = [feature.int2str(value) if value is not None else None for value in values]
+        values = [feature.int2str(value) if value is not None and value >= 0 else None for value in values]  # -1: none
     return [clean_category(value) for value in values]
 
 
@@ -46,14 +47,6 @@ def load_tables(config: TrainConfig) -> dict[str, datasets.Dataset]:
 
     if "train" not in splits:
         raise InputError(f"--data {config.data} has no train split; its splits are {', '.join(splits)}.")
-    columns = splits["train"].column_names
-    missing = [name for name in ("image", "category", *["bbox"] * config.crop) if name not in columns]
-    if missing:
-        hint = " Train on the whole image without --crop." if missing == ["bbox"] else ""
-        raise InputError(
-            f"--data {config.data} lacks {', '.join(missing)}; its columns are {', '.join(columns)}.{hint}"
-        )
-    keep = [name for name in (*ID_COLUMNS, "image", "category", *["bbox"] * config.crop) if name in columns]
     train = splits["train"]
     val = next((splits[name] for name in VAL_NAMES if name in splits), None)
     if val is not None and config.val_fraction:
@@ -61,13 +54,22 @@ def load_tables(config: TrainConfig) -> dict[str, datasets.Dataset]:
     if val is None:
         train, val = _cut_val(train, config.val_fraction, list(splits))
     tables = {"train": train, "val": val}
-    return {split: _only(rows, keep) for split, rows in tables.items()}
+    return {split: _needed_columns(split, rows, config) for split, rows in tables.items()}
 
 
-def _only(rows: datasets.Dataset, keep: list[str]) -> datasets.Dataset:
-    """The columns `keep`, images left encoded, and an image_id: the row's number where the data has none."""
-    rows = rows.select_columns(keep).cast_column("image", datasets.Image(decode=False))
-    if "image_id" not in keep:
+def _needed_columns(split: str, rows: datasets.Dataset, config: TrainConfig) -> datasets.Dataset:
+    """Only what is needed, images left encoded, and an image_id: the row's number where the data has none."""
+    columns, needed = rows.column_names, ["image", "category", *["bbox"] * config.crop]
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        hint = " Train on the whole image without --crop." if missing == ["bbox"] else ""
+        raise InputError(f"{split} lacks {', '.join(missing)}; its columns are {', '.join(columns)}.{hint}")
+    rows = rows.select_columns([name for name in ID_COLUMNS if name in columns] + needed)
+    try:
+        rows = rows.cast_column("image", datasets.Image(decode=False))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise InputError(f"the column image of {split} holds no images but {rows.features['image']}.") from error
+    if "image_id" not in columns:
         rows = rows.add_column("image_id", [str(i) for i in range(len(rows))])
     return rows
 
@@ -107,9 +109,12 @@ def _load_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
             if metadata.exists():
                 extra = _read_metadata(metadata, table["file_name"])
                 table = table.merge(extra.drop(columns=["image", "category"], errors="ignore"), "left", "file_name")
+                break
         table = table.rename(columns={"file_name": "image_id"}) if "image_id" not in table else table
         if "bbox" in table:
             table["bbox"] = [_numbers(value) for value in table["bbox"]]
+        for name in set(ID_COLUMNS) & set(table):
+            table[name] = [str(value) for value in table[name]]
         kept = {name: table[name].tolist() for name in (*ID_COLUMNS, "image", "category", "bbox") if name in table}
         splits[split.name] = datasets.Dataset.from_dict(kept)
     if not splits:
@@ -119,7 +124,10 @@ def _load_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
 
 def _read_metadata(path: Path, file_names: pd.Series) -> pd.DataFrame:
     try:
-        table = pd.read_json(path, lines=True) if path.suffix == ".jsonl" else pd.read_csv(path)
+        if path.suffix == ".jsonl":  # ids such as "000008" are texts
+            table = pd.read_json(path, lines=True, dtype=False)
+        else:
+            table = pd.read_csv(path, dtype=str)
     except ValueError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if "file_name" not in table:

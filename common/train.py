@@ -30,7 +30,7 @@ from common.files import write_csv, write_json
 from common.launch import StopRequest
 from common.metrics import scores
 from common.report import epoch_line, write_results
-from common.runs import Log, describe_run, load_checkpoint, run_folder, run_identity, save_checkpoint
+from common.runs import Log, describe_run, load_checkpoint, run_folder, run_identity, save_checkpoint, unwrapped
 from common.schedule import AUGMENT, MODEL, RowOrder, generator, get_lr
 
 ADVICE = "the run has diverged. Lower --lr, raise --warmup or set --clip-norm 1."
@@ -103,7 +103,7 @@ def train_model(
     run = describe_run(config, accelerator, model, train, val)
     identity = run_identity(config, accelerator, train, val)
     model, optimizer = accelerator.prepare(model, optimizer)
-    progress = {"step": 0, "train_seconds": 0.0, "best": {"accuracy": -1.0}}
+    progress = {"step": 0, "seconds": 0.0, "train_seconds": 0.0, "best": {"accuracy": -1.0}}
     progress |= {
         "window_loss": 0.0,
         "window_steps": 0,
@@ -118,7 +118,7 @@ def train_model(
     warmup_steps = round(config.warmup * total_steps)
     last_step = min(total_steps, 2) if config.dry_run else total_steps
     step = first_step = progress["step"]
-    first_seconds = progress["train_seconds"]
+    first_seconds = progress["seconds"], progress["train_seconds"]
     if main:
         log = Log(out, step)
         write_json(out / "run.json", run)
@@ -162,7 +162,7 @@ def train_model(
             progress["train_seconds"] += time.perf_counter() - clock
             if logs:
                 loss = progress["window_loss"] / progress["window_steps"]
-                rate = (step - first_step) * batch_size / (progress["train_seconds"] - first_seconds)
+                rate = (step - first_step) * batch_size / (progress["train_seconds"] - first_seconds[1])
                 bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.2e}, {rate:.1f} images/s")
                 if main:
                     log.write(step=step, epoch=step * batch_size / n, loss=loss, lr=lr, images_per_second=rate)
@@ -185,6 +185,7 @@ def train_model(
                     log.write(step=step, epoch=epoch, train_loss=train_loss, **val_scores)
                     left = (time.perf_counter() - start) / (step - first_step) * (last_step - step)
                     bar.write(epoch_line(epoch, config.epochs, train_loss, result, left))
+            progress["seconds"] = first_seconds[0] + time.perf_counter() - start
             if saves and main:
                 save_checkpoint(out, identity, progress, accelerator, model, optimizer)
             if stops:
@@ -196,12 +197,12 @@ def train_model(
         logits = predict(model, val, accelerator, config.fit)
     if main:
         run |= {
-            "seconds": time.perf_counter() - start,
+            "seconds": first_seconds[0] + time.perf_counter() - start,
             "train_seconds": progress["train_seconds"],
             "images_per_second": step * batch_size / progress["train_seconds"],
         }
         write_json(out / "run.json", run)
-        write_results(out, accelerator.unwrap_model(model), logits, val, progress["best"], log.read())
+        write_results(out, unwrapped(accelerator, model), logits, val, progress["best"], log.read())
         accelerator.print(f"finished: {out}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -78,6 +78,17 @@ def test_the_box_is_in_the_upright_image(orientation):
         assert np.abs(np.asarray(crop)[1:-1, 1:-1].astype(int) - RED).max() < 40
 
 
+def test_a_tiff_is_turned_by_pillow_itself():
+    stored = Image.new("RGB", (32, 64), BLUE)
+    stored.paste(RED, (0, 0, 16, 32))  # the upper right quarter once it is upright
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    stored.save(buffer, "TIFF", exif=exif)
+    crop, crop_size = crop_image(Image.open(io.BytesIO(buffer.getvalue())), (32, 0, 32, 16), size=16)
+    assert crop_size == (32, 16) and (np.asarray(crop) == RED).all()
+
+
 def test_a_big_jpeg_is_decoded_small_and_looks_the_same():
     x, y = np.meshgrid(np.linspace(0, 1, 640), np.linspace(0, 1, 480))
     smooth = np.stack([np.sin(3 * x + y), np.cos(2 * y), x * y], axis=-1)

@@ -1,9 +1,11 @@
 """The data path, from each kind of source to the arrays."""
 
+import json
 import socket
 import threading
 from pathlib import Path
 
+import datasets
 import huggingface_hub
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import common.data
 from common.config import InputError, TrainConfig
 from common.data import ClassificationDataset, describe, load_splits
 from common.network import reachable
-from common.sources import clean_category
+from common.sources import clean_categories, clean_category
 
 
 @pytest.fixture
@@ -102,7 +104,14 @@ def test_two_loads_at_once_both_succeed(load, tmp_path):
 
 @pytest.mark.parametrize(
     ("raw", "clean"),
-    [("Coffee Table", "coffee_table"), ("coffee_table ", "coffee_table"), ("SOFA", "sofa"), ("  ", None), (None, None)],
+    [
+        (float("nan"), None),
+        ("Coffee Table", "coffee_table"),
+        ("coffee_table ", "coffee_table"),
+        ("SOFA", "sofa"),
+        ("  ", None),
+        (None, None),
+    ],
 )
 def test_clean_category(raw, clean):
     assert clean_category(raw) == clean
@@ -191,6 +200,62 @@ def test_rows_without_ids_are_known_by_their_number(load, rows, parquet):
     dropped = [i for i, row in enumerate(rows["train"]) if row["category"].lower() == "vase"]
     assert train.ids()["image_id"] == [str(i) for i in range(len(rows["train"])) if i not in dropped]
     assert val.ids()["product_id"] == [""] * len(val)
+
+
+def test_full_and_crop_never_share_an_array(load, rows, parquet, tmp_path):
+    """Rows without any box look alike to both."""
+    data = parquet(dict(rows, val=[dict(row, bbox=None) for row in rows["val"]]))
+    load(data, crop=False, cache=str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="no box"):
+        load(data, cache=str(tmp_path / "cache"))
+    load(data, crop=False, cache=str(tmp_path / "cache"))
+
+
+def test_val_may_lack_a_column_that_is_not_needed(load, rows, parquet):
+    bare = {"train": rows["train"], "val": [{n: r[n] for n in ("image", "category", "bbox")} for r in rows["val"]]}
+    assert load(parquet(bare))[1].ids()["product_id"] == [""] * len(rows["val"])
+    nobox = {"train": rows["train"], "val": [{n: r[n] for n in ("image", "category")} for r in rows["val"]]}
+    with pytest.raises(InputError, match="(?s)24 of 24 val rows cannot be used.*no box"):
+        load(parquet(nobox, "nobox"))
+
+
+def test_a_column_that_holds_no_images(load, rows, parquet):
+    with pytest.raises(InputError, match="column image of train holds no images"):
+        load(parquet({split: [dict(row, image=7) for row in split_rows] for split, split_rows in rows.items()}))
+
+
+def test_numbers_as_categories():
+    """A ClassLabel column as the Hub has them; -1 is its word for no label."""
+    features = datasets.Features({"category": datasets.ClassLabel(names=["Big Sofa", "Lamp"])})
+    table = datasets.Dataset.from_dict({"category": [1, 0, -1, None]}, features=features)
+    assert clean_categories(table) == ["lamp", "big_sofa", None, None]
+
+
+METADATA = {
+    "broken": ('{"file_name": ', "cannot be read"),
+    "no file_name": ('{"name": "a.jpg"}', "lacks the column file_name; it has name"),
+    "another folder": ('{"file_name": "elsewhere/a.jpg"}', "names none of the images"),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata_that_does_not_fit(load, image_folder, name):
+    text, words = METADATA[name]
+    Path(image_folder, "train", "metadata.jsonl").write_text(text)
+    with pytest.raises(InputError, match=words):
+        load(image_folder)
+
+
+def test_metadata_twice_for_a_file_and_ids_that_look_like_numbers(load, image_folder):
+    path = Path(image_folder, "val", "metadata.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for i, line in enumerate(lines):
+        line["product_id"] = f"{i:06}"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    assert sorted(load(image_folder)[1].ids()["product_id"]) == [f"{i:06}" for i in range(len(lines))]
+    path.write_text("\n".join(map(json.dumps, [*lines, lines[0]])))
+    with pytest.raises(InputError, match="twice"):
+        load(image_folder)
 
 
 def test_a_class_without_train_rows(load, rows, parquet):

@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 import common.train
 import train_custom_cnn
 import train_custom_vit
 import train_resnet
 from common.config import InputError, parse
-from common.data import load_splits
+from common.data import ClassificationDataset, load_splits
 from common.launch import use_all_cores
 from common.metrics import scores
+from common.report import write_plots
 from common.runs import run_folder
+from common.sources import clean_category
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -242,6 +245,37 @@ def test_default_run_folders():
     assert str(run_folder(parse(train_custom_vit.Config, line))) == "runs/train_custom_vit-lab-crop-augment-s3"
 
 
+@pytest.mark.parametrize("classes", [3, 130])
+def test_any_number_and_name_of_classes_can_be_drawn(classes, tmp_path):
+    """Dollar signs mean nothing to the pictures, and many classes do not make a huge one."""
+    size = 2 * classes
+    val = ClassificationDataset(
+        np.zeros((size, 3, 8, 8), np.uint8), np.arange(size), torch.ones(size, 2), torch.arange(size) // 2,
+        [f"$5_to $10_{i}" for i in range(classes)], None,
+        source_rows=size, dropped=0, problems=[], fingerprint="",
+    )  # fmt: skip
+    logits = np.random.default_rng(0).normal(size=(size, classes))
+    log = [
+        {"step": 1, "epoch": 1, "loss": 1.0},
+        {"epoch": 1, "val_loss": 1, "val_accuracy": 0, "val_f1": 0, "val_macro_f1": 0},
+    ]
+    write_plots(tmp_path, val, logits, log)
+    assert max(Image.open(tmp_path / "confusion.png").size) <= 3600
+
+
+def test_more_processes_than_val_rows(rows, parquet, cache, tmp_path):
+    kind = clean_category(rows["val"][0]["category"])
+    train = [row for row in rows["train"] if clean_category(row["category"]) == kind]
+    data = parquet({"train": train, "val": rows["val"][:1]})
+    line = (
+        f"--data {data} --cache {cache} --out {tmp_path / 'out'} --batch-size 4 --epochs 1 {SMALL['train_custom_vit']}"
+    )
+    torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2", "train_custom_vit.py"]
+    done = launch([*torchrun, *line.split()], ACCELERATE_USE_CPU="1")
+    assert done.returncode == 0, done.stderr
+    assert len(predictions(tmp_path / "out")) == 1
+
+
 def test_a_finished_run_is_kept(train):
     folder = train("train_custom_cnn")
     before = (folder / "metrics.json").read_bytes()
@@ -267,6 +301,7 @@ def test_mistakes_that_the_run_finds(train, more, words):
 
 
 MISTAKES = {
+    "accumulation": ("", {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "use --accumulate"),
     "hub": ("--data nobody/nothing", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "Hub cannot be reached.*--data sample"),
     "cuda": ("", {"CUDA_VISIBLE_DEVICES": "0"}, "CUDA GPU is asked for"),
     "option": ("--margin -1", {}, "--margin is -1.0"),
