@@ -2,7 +2,7 @@
 
 import os
 import signal
-from types import FrameType
+import threading
 
 import psutil
 import torch
@@ -55,26 +55,38 @@ def use_all_cores() -> None:
 class StopRequest:
     """Notes a SIGTERM or Ctrl-C within its `with` block, so that the step can be finished and a checkpoint written.
 
-    A second signal acts at once, as it would have without this. Processes of one run agree on the step to stop at: they
-    ask each other only where `together` is true, because that makes them wait.
+    A second signal ends the process at once, with 128 and its number as the exit code. A thread listens, as Python's
+    own handlers would wait for the end of a backward pass. Processes of one run agree on the step to stop at: they ask
+    each other only where `together` is true, because that makes them wait.
     """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator, self.received, self.before = accelerator, False, {}
 
     def __enter__(self) -> "StopRequest":
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.inlet, self.outlet = os.pipe()
+        os.set_blocking(self.outlet, False)
+        signal.set_wakeup_fd(self.outlet)  # gets each signal's number as a byte, the moment it comes
+        threading.Thread(target=self._listen, daemon=True).start()
         return self
 
     def __exit__(self, *exception) -> None:
+        signal.set_wakeup_fd(-1)
+        os.close(self.outlet)  # ends the listening
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        self.__exit__()
+    def _listen(self) -> None:
+        while byte := os.read(self.inlet, 1):
+            if byte[0] in self.before and self.received:
+                os.write(2, b"\ninterrupted\n")
+                os._exit(128 + byte[0])
+            self.received |= byte[0] in self.before
+        os.close(self.inlet)
 
     def agreed(self, together: bool) -> bool:
+        """Whether to stop after this step."""
         if self.accelerator.num_processes == 1:
             return self.received
         if not together:
