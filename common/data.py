@@ -176,14 +176,8 @@ def _content_hash(rows: datasets.Dataset, config: TrainConfig) -> str:
 
 def _decoded(split: str, rows: datasets.Dataset, content: str, config: TrainConfig) -> Path:
     """The cache folder with pixels.npy (N, 3, S, S), crop_sizes.npy (N, 2) and problems.json of `rows`."""
-    settings = [
-        1,
-        content,
-        config.crop,
-        config.margin * config.crop,
-        config.fit,
-        config.image_size,
-    ]  # 1: of this format
+    form = 1  # to be raised when the folder's files change their form
+    settings = [form, content, config.crop, config.margin * config.crop, config.fit, config.image_size]
     folder = Path(config.cache, hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32])
     if all((folder / name).exists() for name in ("pixels.npy", "crop_sizes.npy", "problems.json")):
         return folder
