@@ -104,12 +104,8 @@ def train_model(
     identity = run_identity(config, accelerator, train, val)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = {"step": 0, "seconds": 0.0, "train_seconds": 0.0, "best": {"accuracy": -1.0}}
-    progress |= {
-        "window_loss": 0.0,
-        "window_steps": 0,
-        "epoch_loss": 0.0,
-        "epoch_steps": 0,
-    }  # since log line, evaluation
+    # Sums since the last log line and the last evaluation: a checkpoint may fall between them.
+    progress |= {"window_loss": 0.0, "window_steps": 0, "epoch_loss": 0.0, "epoch_steps": 0}
     if config.resume and not config.dry_run:
         progress = load_checkpoint(out, identity, accelerator, model, optimizer) or progress
 
@@ -140,7 +136,7 @@ def train_model(
             try:
                 window += train_step(config, accelerator, model, optimizer, train, order[step], step)
             except RuntimeError as error:
-                if "memory" not in str(error):
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                     raise
                 advice = f"in {config.accumulate} pieces: --accumulate {2 * config.accumulate} makes smaller ones of it"
                 raise InputError(f"out of memory with --batch-size {batch_size} {advice}.") from error
