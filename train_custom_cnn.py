@@ -7,13 +7,7 @@ accelerate launch train_custom_cnn.py --crop --augment
 import re
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from common.config import InputError, TrainConfig, option, parse, run
-from common.data import load_splits
-from common.launch import start
-from common.train import parameter_groups, train_model
 
 
 @dataclass(frozen=True)
@@ -25,6 +19,17 @@ class Config(TrainConfig):
         "32k3p2,64k3p2,128k3p2", "a block each: channels, k and kernel size, p and pool size; 'linear' for no ReLU"
     )
     hidden: int = option(256, "units of the hidden layer", minimum=1)
+
+
+if __name__ == "__main__":
+    run(parse, Config)  # --help and mistyped options are answered here, before the imports below take their seconds
+
+import torch
+from torch import nn
+
+from common.data import load_splits
+from common.launch import start
+from common.train import parameter_groups, train_model
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,7 @@ accelerate launch train_custom_vit.py --crop --augment
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-
 from common.config import InputError, TrainConfig, option, parse, run
-from common.data import load_splits
-from common.launch import start
-from common.train import parameter_groups, train_model
 
 
 @dataclass(frozen=True)
@@ -32,30 +25,37 @@ class Config(TrainConfig):
     lab = TrainConfig.lab | dict(patch_size=16, norm_first=False, dropout=0.1)
 
 
+if __name__ == "__main__":
+    run(parse, Config)  # --help and mistyped options are answered here, before the imports below take their seconds
+
+import torch
+from torch import nn
+
+from common.data import load_splits
+from common.launch import start
+from common.train import parameter_groups, train_model
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over tokens (B, N, D) (Vaswani et al., 2017)."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, N, D = x.shape
-        q, k, v = (
-            self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
-        )  # (B, H, N, D / H) each
-        x = F.scaled_dot_product_attention(q, k, v)
+        qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
+        x = nn.functional.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))  # q, k and v, each (B, H, N, D / H)
         return self.out(x.transpose(1, 2).reshape(B, N, D))
 
 
 class Block(nn.Module):
     """Attention and MLP, each in a residual branch; normalised first as in ViT, or last as in Vaswani et al."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_first: bool, dropout: float):
+    def __init__(self, dim: int, num_heads: int, hidden: int, norm_first: bool, dropout: float):
         super().__init__()
-        hidden = int(dim * mlp_ratio)
         self.norm_first = norm_first
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attention = nn.Sequential(Attention(dim, num_heads), nn.Dropout(dropout))
@@ -73,13 +73,13 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Images (B, 3, S, S) to logits (B, num_classes) (Dosovitskiy et al., 2021)."""
 
-    def __init__(self, image_size, num_classes, patch_size, dim, depth, num_heads, mlp_ratio, norm_first, dropout):
+    def __init__(self, image_size, num_classes, patch_size, dim, depth, num_heads, hidden, norm_first, dropout):
         super().__init__()
         self.patches = nn.Conv2d(3, dim, patch_size, stride=patch_size)
         num_tokens = 1 + (image_size // patch_size) ** 2
         self.class_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, dim), std=0.02))
         self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_tokens, dim), std=0.02))
-        self.blocks = nn.Sequential(*[Block(dim, num_heads, mlp_ratio, norm_first, dropout) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[Block(dim, num_heads, hidden, norm_first, dropout) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim) if norm_first else nn.Identity()  # the last block's output is normalised already
         self.head = nn.Linear(dim, num_classes)
 
@@ -97,7 +97,7 @@ def build_vit(
         raise InputError(f"image size {image_size} is not a multiple of patch size {patch_size}.")
     if dim % num_heads:
         raise InputError(f"dim {dim} is not a multiple of num_heads {num_heads}.")
-    return ViT(image_size, num_classes, patch_size, dim, depth, num_heads, mlp_ratio, norm_first, dropout)
+    return ViT(image_size, num_classes, patch_size, dim, depth, num_heads, int(dim * mlp_ratio), norm_first, dropout)
 
 
 def build_model(config: Config, num_classes: int) -> ViT:

@@ -6,17 +6,7 @@ accelerate launch train_resnet.py --crop --augment
 
 from dataclasses import dataclass
 
-import torch
-import torchvision
-from torch import nn
-
 from common.config import InputError, TrainConfig, option, parse, run
-from common.data import load_splits
-from common.launch import start
-from common.train import parameter_groups, train_model
-from common.weights import freeze, load_backbone, torchvision_weights
-
-RESNETS = torchvision.models.list_models(module=torchvision.models, include=["*resnet*", "resnext*"])
 
 
 @dataclass(frozen=True)
@@ -29,6 +19,21 @@ class Config(TrainConfig):
     backbone_lr: float = option(0.1, "learning rate of the backbone, as a fraction of --lr", minimum=0)
 
     lab = TrainConfig.lab | dict(backbone_lr=1.0)
+
+
+if __name__ == "__main__":
+    run(parse, Config)  # --help and mistyped options are answered here, before the imports below take their seconds
+
+import torch
+import torchvision
+from torch import nn
+
+from common.data import load_splits
+from common.launch import start
+from common.train import parameter_groups, train_model
+from common.weights import freeze, load_backbone, torchvision_weights
+
+RESNETS = torchvision.models.list_models(module=torchvision.models, include=["*resnet*", "resnext*"])
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:

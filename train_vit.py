@@ -7,19 +7,7 @@ accelerate launch train_vit.py --crop --augment
 import re
 from dataclasses import dataclass
 
-import timm
-import torch
-import torchvision
-from torch import nn
-from torchvision.models.vision_transformer import interpolate_embeddings
-
 from common.config import InputError, TrainConfig, option, parse, run
-from common.data import load_splits
-from common.launch import start
-from common.train import parameter_groups, train_model
-from common.weights import freeze, load_backbone, timm_model, torchvision_weights
-
-TORCHVISION_VITS = torchvision.models.list_models(module=torchvision.models, include="vit_*")
 
 
 @dataclass(frozen=True)
@@ -34,6 +22,22 @@ class Config(TrainConfig):
     lab = TrainConfig.lab | dict(layer_decay=1.0)
 
 
+if __name__ == "__main__":
+    run(parse, Config)  # --help and mistyped options are answered here, before the imports below take their seconds
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from common.data import load_splits
+from common.launch import start
+from common.train import parameter_groups, train_model
+from common.weights import freeze, load_backbone, timm_model, torchvision_weights
+
+TORCHVISION_VITS = torchvision.models.list_models(module=torchvision.models, include="vit_*")
+
+
 def build_model(config: Config, num_classes: int) -> nn.Module:
     if config.model in TORCHVISION_VITS:
         patch_size = int(config.model.split("_")[-1])
@@ -45,15 +49,13 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
                 state = interpolate_embeddings(config.image_size, patch_size, state)
             load_backbone(model, state, source=config.weights, head="heads.")
         model.heads = head = nn.Linear(model.hidden_dim, num_classes)
-    elif timm.is_model(config.model):
+    else:
         model = timm_model(config.model, config.weights, img_size=config.image_size)
         model.reset_classifier(num_classes)
         head = model.get_classifier()
         if not (hasattr(model, "blocks") and hasattr(model, "patch_embed") and isinstance(head, nn.Linear)):
             raise InputError(f"--model {config.model} is not a plain ViT: it lacks blocks, patches or a linear head.")
         check_image_size(config, model.patch_embed.patch_size[0])
-    else:
-        raise InputError(f"--model {config.model}: choose one of {', '.join(TORCHVISION_VITS)}, or a ViT of timm's.")
     nn.init.zeros_(head.weight)  # the first steps then move the head alone
     nn.init.zeros_(head.bias)
     if config.freeze == "backbone":

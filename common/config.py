@@ -141,12 +141,13 @@ def parse(config_class: type[TrainConfig], argv: Sequence[str] | None = None) ->
     return config_class(**vars(parser.parse_args(argv)))
 
 
-def run(main: Callable[[], None]) -> None:
-    """Calls a script's `main`. A mistake of the person ends it with one clear message and exit code 1, a request to
-    stop with exit code 75 (the "try again later" of sysexits.h), a Ctrl-C before or after the training with 130.
+def run(function: Callable, *args: Any) -> None:
+    """Calls a part of a script, such as its `main`. A mistake of the person ends it with one clear message and exit
+    code 1, a request to stop with exit code 75 (the "try again later" of sysexits.h), a Ctrl-C before or after the
+    training with 130.
     """
     try:
-        main()
+        function(*args)
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -1,29 +1,18 @@
-"""Splits of rows as arrays of decoded pixels.
-
-Every image is decoded, cropped and resized once, into one memory-mapped uint8 array in `--cache`; training reads only
-that. The array's key is the content of the rows and every setting that changes a pixel.
-"""
+"""The train and the val split: rows chosen, labelled and checked, their pixels in one array that training reads."""
 
 import hashlib
-import io
 import json
-import os
-import shutil
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from common.augment import normalize
 from common.config import InputError, TrainConfig
-from common.crop import crop_image
-from common.files import whole, write_csv
+from common.files import write_csv
+from common.pixels import content_hash, decoded
 from common.sources import ID_COLUMNS, clean_categories, load_tables
 
 
@@ -66,8 +55,12 @@ class ClassificationDataset(torch.utils.data.Dataset):
         return {name: ["" if v is None else str(v) for v in values] for name, values in columns.items()}
 
 
-def load_splits(config: TrainConfig) -> tuple[ClassificationDataset, ClassificationDataset]:
+def load_splits(
+    config: TrainConfig, also: Sequence[TrainConfig] = ()
+) -> tuple[ClassificationDataset, ClassificationDataset]:
     """The train and the val split of `config.data`. One process per machine decodes, the others wait and map.
+
+    `also` are other crops and sizes of the same data that are to be decoded in the same pass, for runs that follow.
 
     Raises:
         InputError: the data cannot be found, read or used; the message says why and what to do.
@@ -79,12 +72,12 @@ def load_splits(config: TrainConfig) -> tuple[ClassificationDataset, Classificat
         unseen = sorted(set(classes) - set(names["train"]))
         if unseen:
             raise InputError(f"val has rows of {', '.join(unseen)}, a class without train rows: drop them or add some.")
-        return tuple(_load_split(split, tables[split], names[split], classes, config) for split in ("train", "val"))
+        return tuple(_load_split(split, table, names[split], classes, config, also) for split, table in tables.items())
 
 
 def describe(train: ClassificationDataset, val: ClassificationDataset) -> str:
     """The split sizes, columns and classes as a text for the start of a run."""
-    counts = [Counter(split.labels.tolist()) for split in (train, val)]
+    counts = [torch.bincount(split.labels, minlength=len(split.classes)).tolist() for split in (train, val)]
     width = max(map(len, train.classes))
     lines = []
     for name, split in (("train", train), ("val", val)):
@@ -112,9 +105,10 @@ def _type_name(feature) -> str:
     return getattr(feature, "dtype", None) or type(feature).__name__.lower()
 
 
-def _load_split(split, rows, names, classes, config) -> ClassificationDataset:
+def _load_split(split, rows, names, classes, config, also) -> ClassificationDataset:
     """Chooses the rows of a split, decodes them or maps what an earlier run decoded, and settles the bad ones."""
-    chosen = np.array([i for i, name in enumerate(names) if name is None or name in classes], dtype=np.int64)
+    numbers = {name: number for number, name in enumerate(classes)}
+    chosen = np.array([i for i, name in enumerate(names) if name is None or name in numbers], dtype=np.int64)
     dropped = len(names) - len(chosen)
     if config.limit and config.limit < len(chosen):
         chosen = chosen[np.linspace(0, len(chosen) - 1, config.limit).round().astype(np.int64)]
@@ -122,11 +116,11 @@ def _load_split(split, rows, names, classes, config) -> ClassificationDataset:
     chosen = np.array([i for i in chosen if names[i] is not None], dtype=np.int64)
     if not len(chosen):
         raise InputError(f"--data {config.data} has no {split} rows with a category.")
-    ids = rows["image_id"]
-    rows = rows.select(chosen)
+    ids, rows = rows["image_id"], rows.select(chosen)
 
-    content = _content_hash(rows, config)
-    folder = _decoded(split, rows, content, config)
+    place = [split, config.val_fraction, hashlib.sha256(chosen.tobytes()).hexdigest()]
+    content = content_hash(rows, place, config.cache)
+    folder = decoded(split, rows, content, [config, *also])[0]
     unusable = {int(i): reason for i, reason in json.loads((folder / "problems.json").read_text()).items()}
     reasons |= {int(chosen[i]): reason for i, reason in unusable.items()}
     problems = [{"split": split, "row": i, "id": ids[i], "reason": reasons[i]} for i in sorted(reasons)]
@@ -137,10 +131,10 @@ def _load_split(split, rows, names, classes, config) -> ClassificationDataset:
             f"{len(problems)} of {len(names)} {split} rows cannot be used, see {report}. Mend them, or go on without "
             f"them with --bad-rows skip.\n{_listed(problems)}"
         )
-    index = np.array([i for i in range(len(chosen)) if i not in unusable], dtype=np.int64)
+    index = np.setdiff1d(np.arange(len(chosen)), np.array(list(unusable), dtype=np.int64))
     if not len(index):
         raise InputError(f"--data {config.data} has no usable {split} rows.")
-    labels = torch.tensor([classes.index(names[i]) for i in chosen[index]])
+    labels = torch.tensor([numbers[names[i]] for i in chosen[index]])
     return ClassificationDataset(
         np.load(folder / "pixels.npy", mmap_mode="r"),
         index,
@@ -153,60 +147,3 @@ def _load_split(split, rows, names, classes, config) -> ClassificationDataset:
         problems=problems,
         fingerprint=hashlib.sha256(json.dumps([content, labels.tolist()]).encode()).hexdigest(),
     )
-
-
-def _encoded(row: dict) -> bytes:
-    """The image file of a row, from the table or from the path in it; empty where there is none."""
-    image = row["image"] or {}
-    if image.get("bytes") is not None:
-        return image["bytes"]
-    try:
-        return Path(image.get("path") or "").read_bytes()
-    except OSError:
-        return b""
-
-
-def _content_hash(rows: datasets.Dataset, config: TrainConfig) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        encoded = _encoded(row)
-        digest.update(json.dumps([len(encoded), row["bbox"] if config.crop else None]).encode() + encoded)
-    return digest.hexdigest()
-
-
-def _decoded(split: str, rows: datasets.Dataset, content: str, config: TrainConfig) -> Path:
-    """The cache folder with pixels.npy (N, 3, S, S), crop_sizes.npy (N, 2) and problems.json of `rows`."""
-    form = 1  # to be raised when the folder's files change their form
-    settings = [form, content, config.crop, config.margin * config.crop, config.fit, config.image_size]
-    folder = Path(config.cache, hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32])
-    if all((folder / name).exists() for name in ("pixels.npy", "crop_sizes.npy", "problems.json")):
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)  # somebody has deleted a part of it
-    size, problems = config.image_size, {}
-    with whole(folder) as partial, ThreadPoolExecutor() as pool:
-        partial.mkdir()
-        pixels = np.lib.format.open_memmap(partial / "pixels.npy", "w+", np.uint8, (len(rows), 3, size, size))
-        with open(partial / "pixels.npy", "rb+") as file:  # a map on a full disk would end the process without a word
-            os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
-        crop_sizes = np.ones((len(rows), 2), np.float32)
-
-        def decode(i: int) -> None:
-            row = rows[i]
-            try:
-                if config.crop and row["bbox"] is None:
-                    raise ValueError("no box")
-                with Image.open(io.BytesIO(_encoded(row))) as image:
-                    bbox = row["bbox"] if config.crop else None
-                    image, crop_sizes[i] = crop_image(image, bbox, size=size, margin=config.margin, fit=config.fit)
-                pixels[i] = np.asarray(image).transpose(2, 0, 1)
-            except UnidentifiedImageError:
-                problems[i] = "unreadable image (of no known format)"
-            except Exception as error:  # PIL raises nearly every kind
-                problems[i] = str(error) if type(error) is ValueError else f"unreadable image ({error})"
-
-        for _ in tqdm(pool.map(decode, range(len(rows))), f"decoding {split}", len(rows), disable=None, unit=" images"):
-            pass
-        pixels.flush()
-        np.save(partial / "crop_sizes.npy", crop_sizes)
-        (partial / "problems.json").write_text(json.dumps(problems))
-    return folder

@@ -68,12 +68,14 @@ class StopRequest:
         self.inlet, self.outlet = os.pipe()
         os.set_blocking(self.outlet, False)
         signal.set_wakeup_fd(self.outlet)  # gets each signal's number as a byte, the moment it comes
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
         return self
 
     def __exit__(self, *exception) -> None:
         signal.set_wakeup_fd(-1)
         os.close(self.outlet)  # ends the listening
+        self.listener.join()  # a thread that frees tensors while the interpreter ends would abort the process
         for number, handler in self.before.items():
             signal.signal(number, handler)
 

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a line per epoch, a table of predictions and three pictures."""
+"""What a finished run shows of itself: a table of predictions and three pictures."""
 
 import shutil
 from pathlib import Path
@@ -18,15 +18,6 @@ from torch import nn  # noqa: E402
 from common.data import ClassificationDataset  # noqa: E402
 from common.files import whole, write_csv, write_json  # noqa: E402
 from common.metrics import row_losses, scores  # noqa: E402
-
-
-def epoch_line(epoch: int, epochs: int, train_loss: float, result: dict, seconds_left: float) -> str:
-    """One line of an epoch's scores and the time left."""
-    names = ("accuracy", "precision", "recall", "f1", "macro_f1", "top5")
-    shown = "  ".join(f"{name} {result[name]:.3f}" for name in names if name in result)
-    minutes, seconds = divmod(round(seconds_left), 60)
-    place = f"epoch {epoch:{len(str(epochs))}}/{epochs}  {minutes}:{seconds:02} left"
-    return f"{place}  train loss {train_loss:.3f}  val: loss {result['loss']:.3f}  {shown}"
 
 
 def write_results(

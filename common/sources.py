@@ -7,7 +7,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from common.config import InputError, TrainConfig
 from common.network import hub_or_cache
@@ -58,13 +57,13 @@ def load_tables(config: TrainConfig) -> dict[str, datasets.Dataset]:
 
 
 def _needed_columns(split: str, rows: datasets.Dataset, config: TrainConfig) -> datasets.Dataset:
-    """Only what is needed, images left encoded, and an image_id: the row's number where the data has none."""
+    """Only what is used, images left encoded, and an image_id: the row's number where the data has none."""
     columns, needed = rows.column_names, ["image", "category", *["bbox"] * config.crop]
     missing = [name for name in needed if name not in columns]
     if missing:
         hint = " Train on the whole image without --crop." if missing == ["bbox"] else ""
         raise InputError(f"{split} lacks {', '.join(missing)}; its columns are {', '.join(columns)}.{hint}")
-    rows = rows.select_columns([name for name in ID_COLUMNS if name in columns] + needed)
+    rows = rows.select_columns([name for name in (*ID_COLUMNS, "image", "category", "bbox") if name in columns])
     try:
         rows = rows.cast_column("image", datasets.Image(decode=False))
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -151,8 +150,11 @@ def _cut_val(train: datasets.Dataset, fraction: float, names: list[str]) -> tupl
     """Train and val from train alone, the same share of each class; the same cut for every seed."""
     if not fraction:
         raise InputError(f"the data has no val split, only {', '.join(names)}: cut one off with --val-fraction 0.2.")
+    from sklearn.model_selection import train_test_split  # takes seconds
+
     categories = np.array(clean_categories(train), dtype=str)
-    common = [i for i, name in enumerate(categories) if (categories == name).sum() > 1]
+    _, kind, counts = np.unique(categories, return_inverse=True, return_counts=True)
+    common = np.flatnonzero(counts[kind] > 1)
     try:
         _, val = train_test_split(common, test_size=fraction, random_state=0, stratify=categories[common])
     except ValueError as error:

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
-from torchinfo import summary
 from tqdm import tqdm
 
 from common.augment import augment, draw_lab
@@ -28,8 +27,7 @@ from common.data import ClassificationDataset, describe
 from common.evaluate import predict, set_train_mode
 from common.files import write_csv, write_json
 from common.launch import StopRequest
-from common.metrics import scores
-from common.report import epoch_line, write_results
+from common.metrics import epoch_line, scores
 from common.runs import Log, describe_run, load_checkpoint, run_folder, run_identity, save_checkpoint, unwrapped
 from common.schedule import AUGMENT, MODEL, RowOrder, generator, get_lr
 
@@ -95,6 +93,8 @@ def train_model(
     main = accelerator.is_main_process
     accelerator.print(describe(train, val))
     if config.summary:
+        from torchinfo import summary
+
         accelerator.print(summary(model, (1, 3, config.image_size, config.image_size), verbose=0))
     out = run_folder(config)
     if config.dry_run and main:
@@ -198,6 +198,10 @@ def train_model(
             "images_per_second": step * batch_size / progress["train_seconds"],
         }
         write_json(out / "run.json", run)
+        from common.report import (
+            write_results,  # matplotlib and scikit-learn take seconds, which the start can do without
+        )
+
         write_results(out, unwrapped(accelerator, model), logits, val, progress["best"], log.read())
         accelerator.print(f"finished: {out}")
     accelerator.wait_for_everyone()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import huggingface_hub
 import safetensors.torch
-import timm
 import torch
 import torchvision
 from torch import nn
@@ -38,6 +37,10 @@ def torchvision_weights(name: str, weights: str) -> dict[str, torch.Tensor] | No
 
 def timm_model(name: str, weights: str, **kwargs) -> nn.Module:
     """The timm model `name` without a head, its weights from "imagenet", "none" or a file."""
+    import timm  # takes seconds, and most runs use torchvision's models
+
+    if not timm.is_model(name):
+        raise InputError(f"--model {name} is neither a ViT of torchvision's, such as vit_b_16, nor one of timm's.")
     with hub_or_cache() if weights == "imagenet" else nullcontext():
         try:
             model = timm.create_model(name, pretrained=weights == "imagenet", num_classes=0, **kwargs)

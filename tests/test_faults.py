@@ -35,7 +35,7 @@ def worker(script, argv, kill_at, count_file):
     """Runs a script's main in this process, which ends itself at moment `kill_at` without any warning."""
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
-    import common.data
+    import common.pixels
     import common.runs
     import common.train
 
@@ -67,7 +67,7 @@ def worker(script, argv, kill_at, count_file):
 
         return wrapped
 
-    for owner, name in [(os, "replace"), (os, "fsync"), (common.train, "train_step"), (common.data, "crop_image")]:
+    for owner, name in [(os, "replace"), (os, "fsync"), (common.train, "train_step"), (common.pixels, "crop_image")]:
         before(owner, name)
     Path.write_bytes, Path.write_text = halves(Path.write_bytes), halves(Path.write_text)
 

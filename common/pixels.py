@@ -1,0 +1,144 @@
+"""Decoded pixels: each image decoded, cropped and resized once, into a memory-mapped array that all runs share."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from common.config import TrainConfig
+from common.crop import crop_image
+from common.files import whole
+
+FILES = ("pixels.npy", "crop_sizes.npy", "problems.json")
+SCALED = ("JPEG", "MPO")  # formats that are decoded at the smallest scale that covers the target
+
+
+def content_hash(rows: datasets.Dataset, place: list, cache: str) -> str:
+    """sha256, in hex, of the image files and boxes of `rows`.
+
+    It is remembered in `cache` under `place` (what says which rows these are) and the path, size and time of the files
+    that hold them, because reading a few GB again takes longer than the rest of a start.
+    """
+    paths = [file["filename"] for file in rows.cache_files] or [image["path"] for image, _ in _image_rows(rows)]
+    key = hashlib.sha256(json.dumps([place, [_file_state(path) for path in paths]]).encode()).hexdigest()
+    memo = Path(cache, "content", key[:32])
+    if memo.exists():
+        return memo.read_text()
+    digest = hashlib.sha256()
+    for image, bbox in tqdm(_image_rows(rows), "reading", len(rows), disable=None, unit=" images", leave=False):
+        encoded = _encoded(image)
+        digest.update(json.dumps([len(encoded), bbox], default=str).encode() + encoded)
+    with whole(memo) as partial:
+        partial.write_text(digest.hexdigest())
+    return digest.hexdigest()
+
+
+def decoded(split: str, rows: datasets.Dataset, content: str, configs: Sequence[TrainConfig]) -> list[Path]:
+    """The cache folder of `rows` for each of `configs`, written where it is not there yet.
+
+    A folder holds pixels.npy (N, 3, S, S) uint8, crop_sizes.npy (N, 2) float32 and problems.json, the reasons why a
+    row has no pixels. Its name is a hash of the rows' `content` and of every setting that changes a pixel. Configs
+    that are asked for together share one reading and, but for JPEG, one decoding of each image.
+    """
+    form = 1  # to be raised when the folder's files change their form
+    folders = {}
+    for config in configs:
+        settings = [form, content, config.crop, config.margin * config.crop, config.fit, config.image_size]
+        name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+        folders[Path(config.cache, name)] = config
+    missing = {path: config for path, config in folders.items() if not all((path / name).exists() for name in FILES)}
+    if missing:
+        with ExitStack() as stack, ThreadPoolExecutor() as pool:
+            arrays = []
+            for path, config in missing.items():
+                shutil.rmtree(path, ignore_errors=True)  # somebody has deleted a part of it
+                arrays.append(_PixelArray(stack.enter_context(whole(path)), len(rows), config))
+            waiting = deque()  # a few images only: neither files nor futures of all rows in memory
+            for row in enumerate(tqdm(_image_rows(rows), f"decoding {split}", len(rows), disable=None, unit=" images")):
+                waiting.append(pool.submit(_decode_row, *row, arrays))
+                if len(waiting) > 4 * os.cpu_count():
+                    waiting.popleft().result()
+            for future in waiting:
+                future.result()
+            for array in arrays:
+                array.finish()
+    return list(folders)
+
+
+class _PixelArray:
+    """One cache folder while it is written."""
+
+    def __init__(self, folder: Path, n: int, config: TrainConfig):
+        folder.mkdir()
+        self.folder, self.config, size = folder, config, config.image_size
+        self.pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (n, 3, size, size))
+        if hasattr(os, "posix_fallocate"):  # a map on a full disk would end the process without a word
+            with open(folder / "pixels.npy", "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
+        self.crop_sizes, self.problems = np.ones((n, 2), np.float32), {}
+
+    def put(self, i: int, image: Image.Image, bbox: Sequence[float] | None) -> None:
+        config = self.config
+        image, self.crop_sizes[i] = crop_image(
+            image, bbox if config.crop else None, size=config.image_size, margin=config.margin, fit=config.fit
+        )
+        self.pixels[i] = np.asarray(image).transpose(2, 0, 1)
+
+    def finish(self) -> None:
+        self.pixels.flush()
+        np.save(self.folder / "crop_sizes.npy", self.crop_sizes)
+        (self.folder / "problems.json").write_text(json.dumps(self.problems))
+
+
+def _decode_row(i: int, row: tuple[dict, list | None], arrays: list[_PixelArray]) -> None:
+    """Row i into every array, or the reason why not into its problems."""
+    (stored, bbox), image = row, None
+    for array in arrays:
+        try:
+            if array.config.crop and bbox is None:
+                raise ValueError("no box")
+            if image is None or image.format in SCALED:
+                image = Image.open(io.BytesIO(_encoded(stored)))
+            array.put(i, image, bbox)
+        except UnidentifiedImageError:
+            array.problems[i] = "unreadable image (of no known format)"
+        except Exception as error:  # PIL raises nearly every kind
+            array.problems[i] = str(error) if type(error) is ValueError else f"unreadable image ({error})"
+
+
+def _image_rows(rows: datasets.Dataset) -> Iterator[tuple[dict, list | None]]:
+    """The image (a dict with the file's bytes or path) and the box of each row, a few rows in memory at a time."""
+    columns = [name for name in ("image", "bbox") if name in rows.column_names]
+    for batch in rows.select_columns(columns).with_format("arrow").iter(batch_size=32):
+        boxes = batch["bbox"].to_pylist() if "bbox" in columns else [None] * len(batch)
+        for image, bbox in zip(batch["image"].to_pylist(), boxes, strict=True):
+            yield image or {}, bbox
+
+
+def _encoded(image: dict) -> bytes:
+    """The image file's bytes, from the table or from the path in it; empty where there is none."""
+    if image.get("bytes") is not None:
+        return image["bytes"]
+    try:
+        return Path(image.get("path") or "").read_bytes()
+    except OSError:
+        return b""
+
+
+def _file_state(path: str | None) -> list:
+    try:
+        state = os.stat(path or "")
+        return [os.path.abspath(path), state.st_size, state.st_mtime_ns]
+    except OSError:
+        return [path]
