@@ -100,8 +100,8 @@ def main(argv=None):
         build_model(config, num_classes=2)  # options that do not go together fail here, before the data is read
     accelerator = start(config)
     train, val = load_splits(config)
-    model = build_model(config, len(train.classes))
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
+    model = build_model(config, len(train.classes)).to(memory_format=torch.channels_last)  # the faster convolutions
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)
     return train_model(config, accelerator, model, optimizer, train, val)
 
 

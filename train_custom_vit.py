@@ -112,7 +112,7 @@ def main(argv=None):
     accelerator = start(config)
     train, val = load_splits(config)
     model = build_model(config, len(train.classes))
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)
     return train_model(config, accelerator, model, optimizer, train, val)
 
 

@@ -83,7 +83,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         above = re.match(r"(encoder\.ln|heads|norm|fc_norm|attn_pool|head)\.", name)
         return 1.0 if above else decay ** (len(blocks) + 1)
 
-    return torch.optim.AdamW(parameter_groups(model, config.weight_decay, lr_scale), lr=config.lr)
+    return torch.optim.AdamW(parameter_groups(model, config.weight_decay, lr_scale), lr=config.lr, fused=True)
 
 
 def main(argv=None):

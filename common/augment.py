@@ -10,11 +10,9 @@ MAX_ANGLE = 15.0  # degrees
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Images (..., 3, H, W), uint8 in [0, 255] or float in [0, 1], to float32 with ImageNet's mean and deviation."""
-    if images.dtype == torch.uint8:
-        images = images.float() / 255
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
-    return (images - mean) / std
+    """Images (..., 3, H, W) in [0, 255], uint8 or float, to float32 with ImageNet's mean and deviation."""
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) * 255 for values in (MEAN, STD))
+    return (images * (1 / std)).sub_(mean / std)  # two passes over the pixels
 
 
 def draw_lab(n: int, rng: np.random.Generator) -> torch.Tensor:
@@ -36,31 +34,32 @@ def flip_and_rotate(images: torch.Tensor, crop_sizes: torch.Tensor, draws: torch
     Returns:
         (B, 3, S, S); bilinear, black where a corner of the crop turns in. Padding stays where it is.
     """
-    mirror, angle = 1 - 2 * draws[:, 0], torch.deg2rad(draws[:, 1])
-    width, height = crop_sizes.float().unbind(1)
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    # Output to input in the crop's own frame, both axes in [-1, 1]; the aspect makes it a rotation in pixels.
-    theta = torch.stack(
-        [mirror * cos, -mirror * sin * height / width, zero, sin * width / height, cos, zero], dim=1
-    ).view(-1, 2, 3)
-    if fit == "squash":
-        grid = F.affine_grid(theta, images.shape, align_corners=False)
-        return F.grid_sample(images, grid, align_corners=False)
-
+    mirror, angle = 1 - 2 * draws[:, :1], torch.deg2rad(draws[:, 1:])
+    width, height = crop_sizes.float().split(1, dim=1)  # (B, 1) each, as are all that follow
+    cos, sin, aspect = angle.cos(), angle.sin(), width / height
     size = images.shape[-1]
-    sides = torch.stack([width, height], dim=1) / torch.maximum(width, height)[:, None]
-    frame = 1 - 2 * (size * (1 - sides) / 2).round().clamp(max=(size - 1) // 2) / size  # the crop's share of the square
-    square = F.affine_grid(torch.eye(2, 3).expand(len(images), 2, 3), images.shape, align_corners=False)
-    square = square.to(images.device)  # (B, S, S, 2)
-    own = square / frame[:, None, None]
-    turned = (torch.cat([own, torch.ones_like(own[..., :1])], dim=-1).flatten(1, 2) @ theta.mT).view_as(own)
-    rotated = F.grid_sample(images, turned * frame[:, None, None], align_corners=False)
-    rotated = rotated * (turned.abs() <= 1).all(-1)[:, None]
-    return torch.where((own.abs() <= 1).all(-1)[:, None], rotated, images)
+    centers = (torch.arange(size, device=images.device) + 0.5) * 2 / size - 1  # of the pixels; the edges are -1 and 1
+    x_share = y_share = torch.ones_like(width)  # the crop's share of the square
+    if fit == "pad":
+        x_share, y_share = (
+            1 - 2 * (size * (1 - side / torch.maximum(width, height)) / 2).round().clamp(max=(size - 1) // 2) / size
+            for side in (width, height)
+        )
+    x, y = centers / x_share, centers / y_share  # (B, S), the crop's own edges are -1 and 1
+    # From output to input; the aspect makes it a rotation in pixels. A sum of a row and a column is a grid (B, S, S).
+    turned_x = (mirror * cos * x)[:, None, :] - (mirror * sin / aspect * y)[:, :, None]
+    turned_y = (sin * aspect * x)[:, None, :] + (cos * y)[:, :, None]
+    if fit == "squash":
+        return F.grid_sample(images, torch.stack([turned_x, turned_y], dim=-1), align_corners=False)
+    grid = torch.stack([turned_x * x_share[:, None], turned_y * y_share[:, None]], dim=-1)
+    lit = (turned_x.abs() <= 1) & (turned_y.abs() <= 1)
+    inside = (x.abs() <= 1)[:, None, :] & (y.abs() <= 1)[:, :, None]
+    rotated = F.grid_sample(images, grid, align_corners=False) * lit[:, None]
+    return torch.where(inside[:, None], rotated, images)
 
 
 def augment(images: torch.Tensor, crop_sizes: torch.Tensor, draws: torch.Tensor | None, *, fit: str) -> torch.Tensor:
     """uint8 images (B, 3, S, S) to the float32 model input: augmented by `draws` where there are any, normalised."""
     if draws is None:
         return normalize(images)
-    return normalize(flip_and_rotate(images.float() / 255, crop_sizes, draws, fit=fit))
+    return normalize(flip_and_rotate(images.float(), crop_sizes, draws, fit=fit))

@@ -80,6 +80,9 @@ class TrainConfig:
         0, "seed of the weights, the row order and the augmentation", group="training", minimum=0, maximum=2**63 - 1
     )
 
+    data_device: str = option(
+        "auto", "pixels on the GPU if it has twice their size free, or in memory", group="run", choices=("auto", "cpu")
+    )
     out: str = option("", "run folder; empty means runs/SCRIPT-VARIANT-sSEED", group="run")
     resume: bool = option(False, "go on from the run folder's checkpoint, if there is one", group="run")
     checkpoint_every: int = option(0, "steps between checkpoints; 0 means one per epoch", group="run", minimum=0)

@@ -34,6 +34,7 @@ class ClassificationDataset(torch.utils.data.Dataset):
         self, pixels, index, crop_sizes, labels, classes, rows, *, source_rows, dropped, problems, fingerprint
     ):
         self.pixels, self.index = pixels, index  # row i's pixels (3, S, S) are pixels[index[i]]
+        self.device_pixels = None
         self.crop_sizes, self.labels, self.classes, self.rows = crop_sizes, labels, classes, rows
         self.source_rows, self.dropped, self.problems, self.fingerprint = source_rows, dropped, problems, fingerprint
 
@@ -45,8 +46,18 @@ class ClassificationDataset(torch.utils.data.Dataset):
 
     def batch(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Images (B, 3, S, S) uint8, crop sizes (B, 2) float32 and labels (B,) int64 of `rows` (B,), on `device`."""
-        images = torch.from_numpy(self.pixels[self.index[rows]])
-        return tuple(part.to(device) for part in (images, self.crop_sizes[rows], self.labels[rows]))
+        if self.device_pixels is None:
+            images = torch.from_numpy(self.pixels[self.index[rows]])
+        else:
+            images = self.device_pixels[torch.from_numpy(self.index[rows]).to(device, non_blocking=True)]
+        parts = images, self.crop_sizes[rows], self.labels[rows]
+        if device.type == "cuda":  # a copy from pinned memory does not make the host wait
+            parts = tuple(part if part.is_cuda else part.pin_memory() for part in parts)
+        return tuple(part.to(device, non_blocking=True) for part in parts)
+
+    def keep_on(self, device: torch.device) -> None:
+        """Copies the pixels to `device`, from where `batch` takes its images then."""
+        self.device_pixels = torch.from_numpy(self.pixels).to(device)
 
     def ids(self) -> dict[str, list[str]]:
         """The id columns of the rows, empty where the data lacks one."""
@@ -73,6 +84,14 @@ def load_splits(
         if unseen:
             raise InputError(f"val has rows of {', '.join(unseen)}, a class without train rows: drop them or add some.")
         return tuple(_load_split(split, table, names[split], classes, config, also) for split, table in tables.items())
+
+
+def place_pixels(config: TrainConfig, device: torch.device, *splits: ClassificationDataset) -> None:
+    """With `--data-device auto`, copies the pixels of `splits` to a GPU that has twice their size free."""
+    for split in splits:
+        if config.data_device == "auto" and device.type == "cuda":
+            if 2 * split.pixels.nbytes < torch.cuda.mem_get_info(device)[0]:
+                split.keep_on(device)
 
 
 def describe(train: ClassificationDataset, val: ClassificationDataset) -> str:
@@ -136,7 +155,7 @@ def _load_split(split, rows, names, classes, config, also) -> ClassificationData
         raise InputError(f"--data {config.data} has no usable {split} rows.")
     labels = torch.tensor([numbers[names[i]] for i in chosen[index]])
     return ClassificationDataset(
-        np.load(folder / "pixels.npy", mmap_mode="r"),
+        np.load(folder / "pixels.npy", mmap_mode="c"),  # read only by habit: torch warns of an array that is by mode
         index,
         torch.from_numpy(np.load(folder / "crop_sizes.npy"))[index],
         labels,

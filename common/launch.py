@@ -1,6 +1,8 @@
 """The start of a run: devices, threads, seed and run folder, checked before anything slow begins."""
 
+import ctypes
 import os
+import platform
 import signal
 import threading
 
@@ -34,6 +36,9 @@ def start(config: TrainConfig) -> Accelerator:
             raise InputError("mixed precision fp16 needs a GPU: on the CPU use bf16 or no.")
     if accelerator.gradient_accumulation_steps != 1:
         raise InputError("accumulation is an option of the script: use --accumulate instead of the launcher's.")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     if not config.dry_run and accelerator.is_main_process:
         check_folder(run_folder(config), config.resume)
     torch.manual_seed(config.seed)
@@ -50,6 +55,19 @@ def use_all_cores() -> None:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep freed memory for the next step, here and in all that this process does.
+
+    By default large tensors go back to the system when they are freed, and the next step gets them anew, page by page:
+    up to half the time of a step on a CPU (see LOG.md).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 class StopRequest:

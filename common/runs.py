@@ -19,7 +19,15 @@ from common.config import InputError, TrainConfig
 from common.files import whole
 
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "scikit-learn", "timm", "numpy", "pillow")
-HARMLESS = {"out", "resume", "checkpoint_every", "cache", "summary", "dry_run"}  # options that change no number
+HARMLESS = {
+    "out",
+    "resume",
+    "checkpoint_every",
+    "cache",
+    "data_device",
+    "summary",
+    "dry_run",
+}  # options that change no number
 
 
 def script_name(config: TrainConfig) -> str:

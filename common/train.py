@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
+from torchinfo import summary
 from tqdm import tqdm
 
 from common.augment import augment, draw_lab
 from common.config import InputError, Interrupted, TrainConfig
-from common.data import ClassificationDataset, describe
+from common.data import ClassificationDataset, describe, place_pixels
 from common.evaluate import predict, set_train_mode
 from common.files import write_csv, write_json
 from common.launch import StopRequest
@@ -60,7 +61,7 @@ def train_step(config, accelerator, model, optimizer, train, rows, step) -> torc
         dropout = generator(config.seed, MODEL, step, accelerator.process_index, i)
         torch.manual_seed(int(dropout.integers(2**63)))
         images, crop_sizes, labels = train.batch(rows[piece], accelerator.device)
-        own_draws = draws[piece].to(accelerator.device) if draws is not None else None
+        own_draws = draws[piece].to(accelerator.device, non_blocking=True) if draws is not None else None
         with nullcontext() if i == len(own) - 1 else accelerator.no_sync(model):
             logits = model(augment(images, crop_sizes, own_draws, fit=config.fit))
             loss = F.cross_entropy(logits, labels) / len(own)
@@ -93,8 +94,6 @@ def train_model(
     main = accelerator.is_main_process
     accelerator.print(describe(train, val))
     if config.summary:
-        from torchinfo import summary
-
         accelerator.print(summary(model, (1, 3, config.image_size, config.image_size), verbose=0))
     out = run_folder(config)
     if config.dry_run and main:
@@ -103,6 +102,7 @@ def train_model(
     run = describe_run(config, accelerator, model, train, val)
     identity = run_identity(config, accelerator, train, val)
     model, optimizer = accelerator.prepare(model, optimizer)
+    place_pixels(config, accelerator.device, train, val)
     progress = {"step": 0, "seconds": 0.0, "train_seconds": 0.0, "best": {"accuracy": -1.0}}
     # Sums since the last log line and the last evaluation: a checkpoint may fall between them.
     progress |= {"window_loss": 0.0, "window_steps": 0, "epoch_loss": 0.0, "epoch_steps": 0}
