@@ -1,21 +1,31 @@
 """The loop of a notebook, to compare with: every photo decoded at full size for every batch, in a DataLoader.
 
-python benchmarks/naive.py DATA EPOCHS trains the own CNN's layers on the folder DATA, evaluates after each epoch and
-prints the accuracy; the benchmark times it against train_custom_cnn.py.
+python benchmarks/naive.py DATA train EPOCHS    trains the own CNN's layers on 64 pixels, and evaluates every epoch
+python benchmarks/naive.py DATA load KIND       speed.py's turns: one pass over the plain or augmented batches each
+python benchmarks/naive.py DATA step MODEL DEVICE BATCH_SIZE    speed.py's turns: some steps of MODEL
+
+It runs in a process of its own, because this project's settings of threads and memory hold for a whole process.
 """
 
+import itertools
+import json
 import random
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from train_custom_cnn import build_cnn, parse_blocks  # noqa: E402
+
+BLOCKS = "32k3p2,64k3p2,128k3p2"  # the lab's; at 224 pixels the linear layer after them has 25.7 million weights
 
 
 class NaiveDataset(torch.utils.data.Dataset):
@@ -75,10 +85,9 @@ def naive_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch
     return loss.item()
 
 
-def main():
-    folder, epochs = sys.argv[1], int(sys.argv[2])
+def train(folder: str, epochs: int) -> None:
     train, val = (naive_loader(folder, split, size=64, augment=split == "train") for split in ("train", "val"))
-    model = build_cnn(parse_blocks("32k3p2,64k3p2,128k3p2"), len(train.dataset.classes), image_size=64)
+    model = build_cnn(parse_blocks(BLOCKS), len(train.dataset.classes), image_size=64)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
     for epoch in range(epochs):
         model.train()
@@ -92,5 +101,45 @@ def main():
         print(f"epoch {epoch + 1}: accuracy {right / len(val.dataset):.3f}")
 
 
+def load(folder: str, kind: str) -> Callable[[int], tuple[int, float]]:
+    loader = naive_loader(folder, "train", size=224, augment=kind == "augmented")
+
+    def turn(passes: int) -> tuple[int, float]:
+        start = time.perf_counter()
+        images = sum(len(labels) for _ in range(passes) for _, labels in loader)
+        return images, time.perf_counter() - start
+
+    return turn
+
+
+def step(folder: str, name: str, device: str, batch_size: int) -> Callable[[int], tuple[int, float]]:
+    loader = naive_loader(folder, "train", size=224, augment=True, batch_size=batch_size)
+    model = {
+        "resnet": torchvision.models.resnet18,
+        "vit": torchvision.models.vit_b_16,
+        "cnn": lambda num_classes: build_cnn(parse_blocks(BLOCKS), num_classes),
+        "own_vit": NaiveViT,
+    }[name](num_classes=len(loader.dataset.classes)).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def turn(steps: int) -> tuple[int, float]:
+        feed = itertools.chain.from_iterable(itertools.repeat(loader))
+        next(feed)  # the start of the workers and the first batch are not counted
+        start = time.perf_counter()
+        for images, labels in itertools.islice(feed, steps):
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                naive_step(model, optimizer, images.to(device), labels.to(device))
+        return steps * batch_size, time.perf_counter() - start
+
+    return turn
+
+
 if __name__ == "__main__":
-    main()
+    folder, part, *rest = sys.argv[1:]
+    if part == "train":
+        train(folder, int(rest[0]))
+    else:
+        turn = load(folder, *rest) if part == "load" else step(folder, rest[0], rest[1], int(rest[2]))
+        turn(1)
+        for line in sys.stdin:
+            print(json.dumps(turn(int(line))), flush=True)

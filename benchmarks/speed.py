@@ -1,6 +1,6 @@
 """Where the time goes: this project's path beside a notebook's loop (naive.py) and beside the ceiling, in one run.
 
-python benchmarks/speed.py                            # every part; half an hour on two cores, no download
+python benchmarks/speed.py                            # every part; 40 minutes on two slow cores, no download
 python benchmarks/speed.py --parts prepare batches    # some of them
 python benchmarks/speed.py --quick                    # a minute or two: does it run?
 python benchmarks/speed.py --device cuda              # training on a GPU in bf16, with the FLOP utilisation
@@ -11,8 +11,8 @@ smallest and largest stand beside it.
 """
 
 import argparse
+import contextlib
 import io
-import itertools
 import json
 import math
 import os
@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -36,8 +36,6 @@ import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
-import torchvision
-from naive import NaiveViT, naive_loader, naive_step
 from photos import make_data
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -51,11 +49,11 @@ from common.config import parse
 from common.crop import crop_image
 from common.data import load_splits, place_pixels
 from common.evaluate import set_train_mode
+from common.launch import keep_freed_memory
 from common.schedule import AUGMENT, RowOrder, generator
 from common.train import train_step
 
 PARTS = ("prepare", "batches", "training", "start", "run", "growth")
-LAB_CNN = "32k3p2,64k3p2,128k3p2"  # at 224 pixels its linear layer has 25.7 million weights
 
 
 def alternate(candidates: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
@@ -111,7 +109,9 @@ def prepare(args) -> list[dict]:
 
         def cold(*groups, kind=kind):
             for group in groups:
-                fresh = [settings(args, kind, *more, "--cache", f"{args.folder}/fresh") for more in group]
+                fresh = [
+                    settings(args, kind, *more, "--limit", "64", "--cache", f"{args.folder}/fresh") for more in group
+                ]
                 n = sum(map(len, load_splits(fresh[0], fresh[1:])))
             shutil.rmtree(f"{args.folder}/fresh")
             return n
@@ -125,16 +125,13 @@ def prepare(args) -> list[dict]:
 
 def batches(args) -> list[dict]:
     """Batches of 16 as the model takes them, 224 pixels: a DataLoader with two workers, against gather and augment."""
+    keep_freed_memory()  # as every run does
     rows = []
     for kind in ("jpeg", "png"):
         for augmented in (False, True):
             options = settings(args, kind, "--crop", *["--augment"] * augmented)
             train = load_splits(options)[0]
             order = RowOrder(len(train), 16, 0, shuffle=True)
-            loader = naive_loader(args.folder / kind, "train", size=224, augment=augmented)
-
-            def naive(loader=loader):
-                return sum(len(labels) for _, labels in loader)
 
             def ours(train=train, order=order, augmented=augmented, steps=10 if args.quick else 60):
                 for step in range(steps):
@@ -144,32 +141,27 @@ def batches(args) -> list[dict]:
                 return 16 * steps
 
             ours()
-            rates = alternate({"naive": naive, "ours": ours}, args.rounds)
+            with naive_turns(args, kind, "load", "augmented" if augmented else "plain") as naive:
+                rates = alternate({"naive": lambda: naive(1), "ours": ours}, args.rounds)  # noqa: B023
             rows.append(row(f"{kind}, {'augmented' if augmented else 'not augmented'}", rates, "ours", "naive"))
     return rows
 
 
 def training(args) -> list[dict]:
     """Steps of 16 cropped and augmented images: the naive loop, this project's step, and the step on a fixed batch."""
-    lab_cnn = train_custom_cnn.parse_blocks(LAB_CNN)
     cases = [
-        ("ResNet-18, 224 px", train_resnet, "--weights none", torchvision.models.resnet18),
-        (
-            "own CNN of the lab's layers, 224 px",
-            train_custom_cnn,
-            "--image-size 224",
-            lambda num_classes: train_custom_cnn.build_cnn(lab_cnn, num_classes),
-        ),
-        ("own ViT of the lab's size, 224 px", train_custom_vit, "--image-size 224 --patch-size 16", NaiveViT),
+        ("ResNet-18, 224 px", train_resnet, "--weights none", "resnet"),
+        ("own CNN of the lab's layers, 224 px", train_custom_cnn, "--image-size 224", "cnn"),
+        ("own ViT of the lab's size, 224 px", train_custom_vit, "--image-size 224 --patch-size 16", "own_vit"),
         ("own CNN as it comes, 64 px", train_custom_cnn, "", None),
         ("own ViT as it comes, 64 px", train_custom_vit, "", None),
     ]
     if args.device == "cuda":
-        cases.insert(1, ("ViT-B/16, 224 px", train_vit, "--weights none", torchvision.models.vit_b_16))
+        cases.insert(1, ("ViT-B/16, 224 px", train_vit, "--weights none", "vit"))
     return [training_case(args, *case) for case in cases]
 
 
-def training_case(args, name: str, script, options: str, naive_model: Callable | None) -> dict:
+def training_case(args, name: str, script, options: str, naive_model: str | None) -> dict:
     gpu = args.device == "cuda"
     batch_size = 64 if gpu else 16
     captured, train_model = [], script.train_model
@@ -212,23 +204,11 @@ def training_case(args, name: str, script, options: str, naive_model: Callable |
     steps = 2 if args.quick else max(4, math.ceil(args.seconds * 2 / (time.perf_counter() - start)))
     candidates = {"ceiling": lambda: ceiling(steps), "ours": lambda: ours(steps)}
 
-    if naive_model:
-        loader = naive_loader(args.folder / "jpeg", "train", size=224, augment=True, batch_size=batch_size)
-        plain = naive_model(num_classes=len(train.classes)).to(accelerator.device)
-        adam = torch.optim.Adam(plain.parameters(), lr=1e-3)
-
-        def naive():
-            feed = itertools.chain.from_iterable(itertools.repeat(loader))
-            next(feed)  # the start of the workers and the first batch are not counted
-            start = time.perf_counter()
-            for images, labels in itertools.islice(feed, steps):
-                with torch.autocast(args.device, torch.bfloat16, enabled=gpu):
-                    naive_step(plain, adam, images.to(accelerator.device), labels.to(accelerator.device))
-            synchronize()
-            return steps * batch_size, time.perf_counter() - start
-
-        candidates["naive"] = naive
-    rates = alternate(candidates, args.rounds)
+    with contextlib.ExitStack() as stack:
+        if naive_model:
+            naive = stack.enter_context(naive_turns(args, "jpeg", "step", naive_model, args.device, str(batch_size)))
+            candidates["naive"] = lambda: naive(steps)
+        rates = alternate(candidates, args.rounds)
     line = row(name, rates, "ours", "ceiling")
     if naive_model:
         line["ours/naive"] = ratio(rates, "ours", "naive")
@@ -355,7 +335,7 @@ def growth(args) -> list[dict]:
 def child(arguments: list[str], **env: str) -> tuple[dict | None, float, float]:
     """Runs Python with `arguments`: the JSON object of its last line if it prints one, seconds, peak private MB.
 
-    The memory is what the process and its children do not share, sampled ten times a second.
+    The memory is that of the process and its children, sampled ten times a second.
     """
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **env}
     begin = time.perf_counter()
@@ -382,15 +362,30 @@ def child(arguments: list[str], **env: str) -> tuple[dict | None, float, float]:
 
 
 def private_memory(pid: int) -> float:
-    """MB of a process and its children that belong to nobody else."""
+    """MB of a process and its children that no file backs, what they share counted once; 0 where /proc lacks it."""
     total = 0.0
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         for one in [process, *process.children(recursive=True)]:
-            total += one.memory_full_info().uss / 2**20
-    except psutil.NoSuchProcess:
-        pass
+            with contextlib.suppress(OSError):
+                lines = Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines()
+                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) / 1024
     return total
+
+
+@contextlib.contextmanager
+def naive_turns(args, kind: str, *arguments: str) -> Iterator[Callable[[int], tuple[int, float]]]:
+    """A naive.py that waits for its turns: called with their length, it gives the images done and the seconds."""
+    command = [sys.executable, str(ROOT / "benchmarks/naive.py"), str(args.folder / kind), *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def turn(length: int) -> tuple[int, float]:
+            print(length, file=process.stdin, flush=True)
+            return tuple(json.loads(process.stdout.readline()))
+
+        turn(1)
+        yield turn
+        process.stdin.close()
 
 
 def data_options(args, kind: str, *more: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Augmentation of a whole batch on its device. Every draw is made by the caller's generator, one per image."""
 
+from functools import cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,14 @@ MAX_ANGLE = 15.0  # degrees
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """Images (..., 3, H, W) in [0, 255], uint8 or float, to float32 with ImageNet's mean and deviation."""
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) * 255 for values in (MEAN, STD))
-    return (images * (1 / std)).sub_(mean / std)  # two passes over the pixels
+    scale, shift = _scale_and_shift(images.device)
+    return (images * scale).add_(shift)  # two passes over the pixels
+
+
+@cache  # making a tensor on a GPU from numbers waits for the GPU
+def _scale_and_shift(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+    return 1 / (255 * std), -mean / std
 
 
 def draw_lab(n: int, rng: np.random.Generator) -> torch.Tensor:

@@ -49,11 +49,8 @@ class ClassificationDataset(torch.utils.data.Dataset):
         if self.device_pixels is None:
             images = torch.from_numpy(self.pixels[self.index[rows]])
         else:
-            images = self.device_pixels[torch.from_numpy(self.index[rows]).to(device, non_blocking=True)]
-        parts = images, self.crop_sizes[rows], self.labels[rows]
-        if device.type == "cuda":  # a copy from pinned memory does not make the host wait
-            parts = tuple(part if part.is_cuda else part.pin_memory() for part in parts)
-        return tuple(part.to(device, non_blocking=True) for part in parts)
+            images = self.device_pixels[to_device(torch.from_numpy(self.index[rows]), device)]
+        return tuple(to_device(part, device) for part in (images, self.crop_sizes[rows], self.labels[rows]))
 
     def keep_on(self, device: torch.device) -> None:
         """Copies the pixels to `device`, from where `batch` takes its images then."""
@@ -84,6 +81,13 @@ def load_splits(
         if unseen:
             raise InputError(f"val has rows of {', '.join(unseen)}, a class without train rows: drop them or add some.")
         return tuple(_load_split(split, table, names[split], classes, config, also) for split, table in tables.items())
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`; to a GPU from pinned memory, so that the host does not wait for it."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def place_pixels(config: TrainConfig, device: torch.device, *splits: ClassificationDataset) -> None:

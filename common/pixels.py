@@ -30,15 +30,18 @@ def content_hash(rows: datasets.Dataset, place: list, cache: str) -> str:
     It is remembered in `cache` under `place` (what says which rows these are) and the path, size and time of the files
     that hold them, because reading a few GB again takes longer than the rest of a start.
     """
-    paths = [file["filename"] for file in rows.cache_files] or [image["path"] for image, _ in _image_rows(rows)]
+    paths = [file["filename"] for file in rows.cache_files] or [
+        image.get("path") for _, batch in _image_batches(rows) for image, _ in batch
+    ]
     key = hashlib.sha256(json.dumps([place, [_file_state(path) for path in paths]]).encode()).hexdigest()
     memo = Path(cache, "content", key[:32])
     if memo.exists():
         return memo.read_text()
     digest = hashlib.sha256()
-    for image, bbox in tqdm(_image_rows(rows), "reading", len(rows), disable=None, unit=" images", leave=False):
-        encoded = _encoded(image)
-        digest.update(json.dumps([len(encoded), bbox], default=str).encode() + encoded)
+    for _, batch in _image_batches(rows):
+        for image, bbox in batch:
+            encoded = _encoded(image)
+            digest.update(json.dumps([len(encoded), bbox], default=str).encode() + encoded)
     with whole(memo) as partial:
         partial.write_text(digest.hexdigest())
     return digest.hexdigest()
@@ -59,18 +62,20 @@ def decoded(split: str, rows: datasets.Dataset, content: str, configs: Sequence[
         folders[Path(config.cache, name)] = config
     missing = {path: config for path, config in folders.items() if not all((path / name).exists() for name in FILES)}
     if missing:
-        with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        workers = os.cpu_count() or 1
+        with ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
             arrays = []
             for path, config in missing.items():
                 shutil.rmtree(path, ignore_errors=True)  # somebody has deleted a part of it
                 arrays.append(_PixelArray(stack.enter_context(whole(path)), len(rows), config))
-            waiting = deque()  # a few images only: neither files nor futures of all rows in memory
-            for row in enumerate(tqdm(_image_rows(rows), f"decoding {split}", len(rows), disable=None, unit=" images")):
-                waiting.append(pool.submit(_decode_row, *row, arrays))
-                if len(waiting) > 4 * os.cpu_count():
-                    waiting.popleft().result()
+            bar = stack.enter_context(tqdm(total=len(rows), desc=f"decoding {split}", disable=None, unit=" images"))
+            waiting = deque()  # a few batches only: not the files and futures of all rows at once
+            for first, batch in _image_batches(rows):
+                waiting.append(pool.submit(_decode_batch, first, batch, arrays))
+                if len(waiting) > 3 * workers:
+                    bar.update(waiting.popleft().result())
             for future in waiting:
-                future.result()
+                bar.update(future.result())
             for array in arrays:
                 array.finish()
     return list(folders)
@@ -101,29 +106,31 @@ class _PixelArray:
         (self.folder / "problems.json").write_text(json.dumps(self.problems))
 
 
-def _decode_row(i: int, row: tuple[dict, list | None], arrays: list[_PixelArray]) -> None:
-    """Row i into every array, or the reason why not into its problems."""
-    (stored, bbox), image = row, None
-    for array in arrays:
-        try:
-            if array.config.crop and bbox is None:
-                raise ValueError("no box")
-            if image is None or image.format in SCALED:
-                image = Image.open(io.BytesIO(_encoded(stored)))
-            array.put(i, image, bbox)
-        except UnidentifiedImageError:
-            array.problems[i] = "unreadable image (of no known format)"
-        except Exception as error:  # PIL raises nearly every kind
-            array.problems[i] = str(error) if type(error) is ValueError else f"unreadable image ({error})"
+def _decode_batch(first: int, batch: list[tuple[dict, list | None]], arrays: list[_PixelArray]) -> int:
+    """Rows first, first + 1, ... into every array, or the reason why not into its problems. Returns their number."""
+    for i, (stored, bbox) in enumerate(batch, first):
+        image = None
+        for array in arrays:
+            try:
+                if array.config.crop and bbox is None:
+                    raise ValueError("no box")
+                if image is None or image.format in SCALED:
+                    image = Image.open(io.BytesIO(_encoded(stored)))
+                array.put(i, image, bbox)
+            except UnidentifiedImageError:
+                array.problems[i] = "unreadable image (of no known format)"
+            except Exception as error:  # PIL raises nearly every kind
+                array.problems[i] = str(error) if type(error) is ValueError else f"unreadable image ({error})"
+    return len(batch)
 
 
-def _image_rows(rows: datasets.Dataset) -> Iterator[tuple[dict, list | None]]:
-    """The image (a dict with the file's bytes or path) and the box of each row, a few rows in memory at a time."""
+def _image_batches(rows: datasets.Dataset, size: int = 8) -> Iterator[tuple[int, list[tuple[dict, list | None]]]]:
+    """The first row's number, and for each row the image (a dict with the file's bytes or path) and the box."""
     columns = [name for name in ("image", "bbox") if name in rows.column_names]
-    for batch in rows.select_columns(columns).with_format("arrow").iter(batch_size=32):
+    batches = rows.select_columns(columns).with_format("arrow").iter(batch_size=size)
+    for first, batch in zip(range(0, len(rows), size), batches, strict=True):
         boxes = batch["bbox"].to_pylist() if "bbox" in columns else [None] * len(batch)
-        for image, bbox in zip(batch["image"].to_pylist(), boxes, strict=True):
-            yield image or {}, bbox
+        yield first, [(image or {}, bbox) for image, bbox in zip(batch["image"].to_pylist(), boxes, strict=True)]
 
 
 def _encoded(image: dict) -> bytes:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.augment import augment, draw_lab
 from common.config import InputError, Interrupted, TrainConfig
-from common.data import ClassificationDataset, describe, place_pixels
+from common.data import ClassificationDataset, describe, place_pixels, to_device
 from common.evaluate import predict, set_train_mode
 from common.files import write_csv, write_json
 from common.launch import StopRequest
@@ -61,7 +61,7 @@ def train_step(config, accelerator, model, optimizer, train, rows, step) -> torc
         dropout = generator(config.seed, MODEL, step, accelerator.process_index, i)
         torch.manual_seed(int(dropout.integers(2**63)))
         images, crop_sizes, labels = train.batch(rows[piece], accelerator.device)
-        own_draws = draws[piece].to(accelerator.device, non_blocking=True) if draws is not None else None
+        own_draws = to_device(draws[piece], accelerator.device) if draws is not None else None
         with nullcontext() if i == len(own) - 1 else accelerator.no_sync(model):
             logits = model(augment(images, crop_sizes, own_draws, fit=config.fit))
             loss = F.cross_entropy(logits, labels) / len(own)

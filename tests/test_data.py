@@ -1,5 +1,6 @@
 """The data path, from each kind of source to the arrays."""
 
+import io
 import json
 import socket
 import threading
@@ -10,6 +11,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import common.pixels
 from common.config import InputError, TrainConfig
@@ -84,6 +86,55 @@ def test_the_key_is_the_content_not_the_path(load, rows, parquet, tmp_path, monk
     changed = dict(rows, val=[dict(rows["val"][0], bbox=[1, 1, 20, 20]), *rows["val"][1:]])
     with pytest.raises(InputError, match="rows cannot be used"):
         load(parquet(changed, "three"), cache=str(tmp_path / "cache"))
+
+
+def test_a_second_start_reads_no_image_and_notices_a_changed_file(load, image_folder, tmp_path, monkeypatch):
+    cache = str(tmp_path / "cache")
+    first = load(image_folder, cache=cache)
+    monkeypatch.setattr(common.pixels, "_encoded", None)  # reading an image fails from here on
+    assert load(image_folder, cache=cache)[0].fingerprint == first[0].fingerprint
+    monkeypatch.undo()
+    one, other = sorted(Path(image_folder, "val").glob("*/*.jpg"))[:2]
+    one.write_bytes(other.read_bytes())
+    assert load(image_folder, cache=cache)[1].fingerprint != first[1].fingerprint
+
+
+def test_variants_prepared_together_are_those_prepared_alone(rows, parquet, tmp_path, monkeypatch):
+    """JPEGs are decoded at each variant's own scale, PNGs once."""
+
+    def as_png(row):
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(row["image"]["bytes"])).save(buffer, "PNG")
+        return row | {"image": {"bytes": buffer.getvalue(), "path": None}}
+
+    mixed = {split: [as_png(row) if i % 2 else row for i, row in enumerate(rows[split])] for split in rows}
+    data, opened, open_image = parquet(mixed), [], Image.open
+    variants = [dict(), dict(crop=True), dict(crop=True, fit="pad", margin=0.1)]
+    configs = {
+        name: [TrainConfig(data=data, image_size=32, cache=str(tmp_path / name), **more) for more in variants]
+        for name in ("alone", "together")
+    }
+    alone = [load_splits(config) for config in configs["alone"]]
+    monkeypatch.setattr(Image, "open", lambda *args: opened.append(open_image(*args)) or opened[-1])
+    load_splits(configs["together"][0], configs["together"][1:])
+    pngs = sum(image["bytes"].startswith(b"\x89PNG") for split in alone[0] for image in split.rows["image"])
+    assert len(opened) == pngs + 3 * (sum(map(len, alone[0])) - pngs)
+    monkeypatch.setattr(common.pixels, "crop_image", None)  # all is there
+    for config, expected in zip(configs["together"], alone, strict=True):
+        for split, other in zip(load_splits(config), expected, strict=True):
+            np.testing.assert_array_equal(split.pixels, other.pixels)
+            np.testing.assert_array_equal(split.crop_sizes, other.crop_sizes)
+
+
+def test_a_batch_from_the_map_and_from_the_device_are_the_same(load):
+    train = load("sample")[0]
+    rows = np.array([0, 3, 7, 400])
+    mapped = train.batch(rows, torch.device("cpu"))
+    assert isinstance(train.pixels, np.memmap), "processes share it"
+    train.keep_on(torch.device("cpu"))
+    train.pixels = None
+    for ours, theirs in zip(train.batch(rows, torch.device("cpu")), mapped, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_two_loads_at_once_both_succeed(load, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -213,6 +214,22 @@ def test_accelerate_launch_with_the_projects_configuration(options, tmp_path):
     assert done.returncode == 0, done.stderr
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert run["mixed_precision"] == "bf16" and run["processes"] == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_memory_is_kept_for_the_next_step():
+    code = """
+import resource, torch
+from common.launch import keep_freed_memory
+keep_freed_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**25)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    first, second = map(int, done.stdout.split())
+    assert first > 2**27 / 2**12 / 2 and second < first / 100, "page faults for 128 MB"
 
 
 def test_threads_under_a_launcher(monkeypatch):

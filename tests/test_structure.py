@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -70,6 +72,17 @@ def test_command_line(script, capsys):
     shown = capsys.readouterr().out
     assert all(flag_of(field.name) in shown for field in fields(config_class))
     assert importlib.import_module(script).__doc__.splitlines()[0] in shown
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("argument", ["--help", "--learning-rate 1", "--epochs 0"])
+def test_the_command_line_is_answered_before_the_imports_that_take_seconds(script, argument):
+    command = [sys.executable, "-X", "importtime", f"{script}.py", *argument.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "argparse" in imported and not imported & {"torch", "numpy", "datasets", "accelerate", "sklearn"}
+    assert done.returncode == {"--help": 0, "--learning-rate 1": 2, "--epochs 0": 1}[argument]
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
