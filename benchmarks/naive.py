@@ -19,6 +19,7 @@ import datasets
 import torch
 import torch.nn.functional as F
 import torchvision
+from PIL import Image
 from torch import nn
 from torchvision import transforms
 
@@ -47,7 +48,7 @@ class NaiveDataset(torch.utils.data.Dataset):
             if random.random() < 0.5:
                 image = transforms.functional.hflip(image)
             image = transforms.functional.rotate(image, random.uniform(-15, 15))
-        image = image.resize((self.size, self.size))
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return self.normalize(self.to_tensor(image)), self.classes.index(row["category"])
 
 

@@ -81,7 +81,10 @@ class TrainConfig:
     )
 
     data_device: str = option(
-        "auto", "pixels on the GPU if it has twice their size free, or in memory", group="run", choices=("auto", "cpu")
+        "auto",
+        "pixels on the GPU if they fill at most a quarter of its free memory",
+        group="run",
+        choices=("auto", "cpu"),
     )
     out: str = option("", "run folder; empty means runs/SCRIPT-VARIANT-sSEED", group="run")
     resume: bool = option(False, "go on from the run folder's checkpoint, if there is one", group="run")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +55,9 @@ class ClassificationDataset(torch.utils.data.Dataset):
 
     def keep_on(self, device: torch.device) -> None:
         """Copies the pixels to `device`, from where `batch` takes its images then."""
-        self.device_pixels = torch.from_numpy(self.pixels).to(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's warning that the array is read only: so is this use of it
+            self.device_pixels = torch.from_numpy(self.pixels).to(device)
 
     def ids(self) -> dict[str, list[str]]:
         """The id columns of the rows, empty where the data lacks one."""
@@ -87,14 +90,14 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`tensor` on `device`; to a GPU from pinned memory, so that the host does not wait for it."""
     if device.type == "cuda" and not tensor.is_cuda:
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def place_pixels(config: TrainConfig, device: torch.device, *splits: ClassificationDataset) -> None:
-    """With `--data-device auto`, copies the pixels of `splits` to a GPU that has twice their size free."""
+    """With `--data-device auto`, copies the pixels of `splits` to a GPU that has four times their size free."""
     for split in splits:
         if config.data_device == "auto" and device.type == "cuda":
-            if 2 * split.pixels.nbytes < torch.cuda.mem_get_info(device)[0]:
+            if 4 * split.pixels.nbytes < torch.cuda.mem_get_info(device)[0]:
                 split.keep_on(device)
 
 
@@ -141,7 +144,7 @@ def _load_split(split, rows, names, classes, config, also) -> ClassificationData
         raise InputError(f"--data {config.data} has no {split} rows with a category.")
     ids, rows = rows["image_id"], rows.select(chosen)
 
-    place = [split, config.val_fraction, hashlib.sha256(chosen.tobytes()).hexdigest()]
+    place = None if config.val_fraction else [split, hashlib.sha256(chosen.tobytes()).hexdigest()]
     content = content_hash(rows, place, config.cache)
     folder = decoded(split, rows, content, [config, *also])[0]
     unusable = {int(i): reason for i, reason in json.loads((folder / "problems.json").read_text()).items()}
@@ -159,7 +162,7 @@ def _load_split(split, rows, names, classes, config, also) -> ClassificationData
         raise InputError(f"--data {config.data} has no usable {split} rows.")
     labels = torch.tensor([numbers[names[i]] for i in chosen[index]])
     return ClassificationDataset(
-        np.load(folder / "pixels.npy", mmap_mode="c"),  # read only by habit: torch warns of an array that is by mode
+        np.load(folder / "pixels.npy", mmap_mode="r"),
         index,
         torch.from_numpy(np.load(folder / "crop_sizes.npy"))[index],
         labels,

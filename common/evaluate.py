@@ -9,7 +9,7 @@ from accelerate.utils import broadcast
 from torch import nn
 
 from common.augment import augment
-from common.data import ClassificationDataset
+from common.data import ClassificationDataset, to_device
 
 EVAL_BATCH = 64  # images
 
@@ -33,5 +33,6 @@ def predict(model: nn.Module, split: ClassificationDataset, accelerator: Acceler
     own = np.arange(len(split))[accelerator.process_index :: accelerator.num_processes]
     for rows in np.array_split(own, math.ceil(len(own) / EVAL_BATCH)) if len(own) else ():
         images, crop_sizes, _ = split.batch(rows, accelerator.device)
-        logits[torch.from_numpy(rows).to(logits.device)] = model(augment(images, crop_sizes, None, fit=fit)).float()
+        outputs = model(augment(images, crop_sizes, None, fit=fit)).float()
+        logits[to_device(torch.from_numpy(rows), logits.device)] = outputs
     return accelerator.reduce(logits, "sum").cpu().numpy()

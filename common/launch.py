@@ -67,7 +67,7 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_trim_threshold, -1)
 
 
 class StopRequest:

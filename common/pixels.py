@@ -8,11 +8,12 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
@@ -24,27 +25,39 @@ FILES = ("pixels.npy", "crop_sizes.npy", "problems.json")
 SCALED = ("JPEG", "MPO")  # formats that are decoded at the smallest scale that covers the target
 
 
-def content_hash(rows: datasets.Dataset, place: list, cache: str) -> str:
+def content_hash(rows: datasets.Dataset, place: list | None, cache: str) -> str:
     """sha256, in hex, of the image files and boxes of `rows`.
 
-    It is remembered in `cache` under `place` (what says which rows these are) and the path, size and time of the files
-    that hold them, because reading a few GB again takes longer than the rest of a start.
+    It is remembered in `cache`, because reading a few GB again takes longer than the rest of a start. What it is
+    remembered by is `place`, which says where in their files these rows are, with the path, size and time of those
+    files; or, where each image is a file of its own, the same of all images, and their boxes.
     """
-    paths = [file["filename"] for file in rows.cache_files] or [
-        image.get("path") for _, batch in _image_batches(rows) for image, _ in batch
-    ]
-    key = hashlib.sha256(json.dumps([place, [_file_state(path) for path in paths]]).encode()).hexdigest()
-    memo = Path(cache, "content", key[:32])
-    if memo.exists():
+    key = _memo_key(rows, place)
+    memo = Path(cache, "content", key or "none")
+    if key and memo.exists():
         return memo.read_text()
     digest = hashlib.sha256()
     for _, batch in _image_batches(rows):
         for image, bbox in batch:
             encoded = _encoded(image)
             digest.update(json.dumps([len(encoded), bbox], default=str).encode() + encoded)
-    with whole(memo) as partial:
-        partial.write_text(digest.hexdigest())
+    if key:
+        with suppress(OSError), whole(memo) as partial:  # a shared cache may be read only
+            partial.write_text(digest.hexdigest())
     return digest.hexdigest()
+
+
+def _memo_key(rows: datasets.Dataset, place: list | None) -> str | None:
+    """What tells `rows` from others without reading an image, or None where nothing does."""
+    paths = [file["filename"] for file in rows.cache_files]
+    if not paths or pc.struct_field(rows.data.column("image"), "bytes").null_count:
+        images = [pair for _, batch in _image_batches(rows) for pair in batch]
+        paths = [image.get("path") if image.get("bytes") is None else None for image, _ in images]
+        place = [bbox for _, bbox in images]
+    states = [_file_state(path) for path in paths]
+    if place is None or None in states:
+        return None
+    return hashlib.sha256(json.dumps([place, states], default=str).encode()).hexdigest()[:32]
 
 
 def decoded(split: str, rows: datasets.Dataset, content: str, configs: Sequence[TrainConfig]) -> list[Path]:
@@ -60,25 +73,30 @@ def decoded(split: str, rows: datasets.Dataset, content: str, configs: Sequence[
         settings = [form, content, config.crop, config.margin * config.crop, config.fit, config.image_size]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         folders[Path(config.cache, name)] = config
-    missing = {path: config for path, config in folders.items() if not all((path / name).exists() for name in FILES)}
+    missing = {path: config for path, config in folders.items() if not _is_whole(path)}
     if missing:
-        workers = os.cpu_count() or 1
+        workers = min(32, os.cpu_count() or 1)
         with ExitStack() as stack, ThreadPoolExecutor(workers) as pool:
             arrays = []
             for path, config in missing.items():
-                shutil.rmtree(path, ignore_errors=True)  # somebody has deleted a part of it
+                if not _is_whole(path):
+                    shutil.rmtree(path, ignore_errors=True)  # somebody has deleted a part of it
                 arrays.append(_PixelArray(stack.enter_context(whole(path)), len(rows), config))
             bar = stack.enter_context(tqdm(total=len(rows), desc=f"decoding {split}", disable=None, unit=" images"))
             waiting = deque()  # a few batches only: not the files and futures of all rows at once
             for first, batch in _image_batches(rows):
                 waiting.append(pool.submit(_decode_batch, first, batch, arrays))
-                if len(waiting) > 3 * workers:
+                if len(waiting) > 2 * workers:
                     bar.update(waiting.popleft().result())
             for future in waiting:
                 bar.update(future.result())
             for array in arrays:
                 array.finish()
     return list(folders)
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).exists() for name in FILES)
 
 
 class _PixelArray:
@@ -121,6 +139,7 @@ def _decode_batch(first: int, batch: list[tuple[dict, list | None]], arrays: lis
                 array.problems[i] = "unreadable image (of no known format)"
             except Exception as error:  # PIL raises nearly every kind
                 array.problems[i] = str(error) if type(error) is ValueError else f"unreadable image ({error})"
+                image = None  # after an error, PIL gives what it has decoded so far without another one
     return len(batch)
 
 
@@ -143,9 +162,9 @@ def _encoded(image: dict) -> bytes:
         return b""
 
 
-def _file_state(path: str | None) -> list:
+def _file_state(path: str | None) -> list | None:
     try:
         state = os.stat(path or "")
         return [os.path.abspath(path), state.st_size, state.st_mtime_ns]
     except OSError:
-        return [path]
+        return None

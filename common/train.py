@@ -138,8 +138,8 @@ def train_model(
             except RuntimeError as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                     raise
-                advice = f"in {config.accumulate} pieces: --accumulate {2 * config.accumulate} makes smaller ones of it"
-                raise InputError(f"out of memory with --batch-size {batch_size} {advice}.") from error
+                advice = f"{config.accumulate} pieces: --accumulate {2 * config.accumulate} makes smaller ones of it"
+                raise InputError(f"out of memory with --batch-size {batch_size} in {advice}.") from error
             step += 1
             bar.update()
             epoch = step * batch_size // n

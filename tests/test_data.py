@@ -71,9 +71,12 @@ def test_crop_and_full_image_differ_and_pad_is_padded(load):
 def test_a_second_load_decodes_nothing_and_other_settings_do(load, tmp_path, monkeypatch):
     first = load("sample", cache=str(tmp_path))
     monkeypatch.setattr(common.pixels, "crop_image", None)  # decoding a row fails from here on
+    monkeypatch.setattr(common.pixels, "_encoded", None)  # and reading its image too
     again = load("sample", cache=str(tmp_path))
     np.testing.assert_array_equal(first[1].pixels, again[1].pixels)
     assert first[0].fingerprint == again[0].fingerprint
+    monkeypatch.undo()
+    monkeypatch.setattr(common.pixels, "crop_image", None)
     with pytest.raises(InputError, match="rows cannot be used"):
         load("sample", cache=str(tmp_path), margin=0.1)
 
@@ -96,7 +99,12 @@ def test_a_second_start_reads_no_image_and_notices_a_changed_file(load, image_fo
     monkeypatch.undo()
     one, other = sorted(Path(image_folder, "val").glob("*/*.jpg"))[:2]
     one.write_bytes(other.read_bytes())
-    assert load(image_folder, cache=cache)[1].fingerprint != first[1].fingerprint
+    second = load(image_folder, cache=cache)
+    assert second[1].fingerprint != first[1].fingerprint
+    metadata = Path(image_folder, "val", "metadata.jsonl")
+    lines = [json.loads(line) for line in metadata.read_text().splitlines()]
+    metadata.write_text("\n".join(json.dumps(line | {"bbox": [1, 1, 20, 20]}) for line in lines))
+    assert load(image_folder, cache=cache)[1].fingerprint != second[1].fingerprint
 
 
 def test_variants_prepared_together_are_those_prepared_alone(rows, parquet, tmp_path, monkeypatch):
@@ -108,27 +116,34 @@ def test_variants_prepared_together_are_those_prepared_alone(rows, parquet, tmp_
         return row | {"image": {"bytes": buffer.getvalue(), "path": None}}
 
     mixed = {split: [as_png(row) if i % 2 else row for i, row in enumerate(rows[split])] for split in rows}
+    broken = bytearray(mixed["train"][1]["image"]["bytes"])
+    broken[len(broken) // 2] ^= 255
+    mixed["train"][1]["image"]["bytes"] = bytes(broken)
     data, opened, open_image = parquet(mixed), [], Image.open
     variants = [dict(), dict(crop=True), dict(crop=True, fit="pad", margin=0.1)]
+    same = dict(data=data, image_size=32, bad_rows="skip")
     configs = {
-        name: [TrainConfig(data=data, image_size=32, cache=str(tmp_path / name), **more) for more in variants]
+        name: [TrainConfig(**same, **more, cache=str(tmp_path / name)) for more in variants]
         for name in ("alone", "together")
     }
     alone = [load_splits(config) for config in configs["alone"]]
     monkeypatch.setattr(Image, "open", lambda *args: opened.append(open_image(*args)) or opened[-1])
     load_splits(configs["together"][0], configs["together"][1:])
     pngs = sum(image["bytes"].startswith(b"\x89PNG") for split in alone[0] for image in split.rows["image"])
-    assert len(opened) == pngs + 3 * (sum(map(len, alone[0])) - pngs)
+    assert len(opened) == pngs + 3 * (sum(map(len, alone[0])) - pngs) + 3, "the broken one is opened each time"
+    assert all(len(split[0].problems) == 1 for split in alone)
     monkeypatch.setattr(common.pixels, "crop_image", None)  # all is there
     for config, expected in zip(configs["together"], alone, strict=True):
         for split, other in zip(load_splits(config), expected, strict=True):
+            assert split.problems == other.problems
             np.testing.assert_array_equal(split.pixels, other.pixels)
             np.testing.assert_array_equal(split.crop_sizes, other.crop_sizes)
 
 
-def test_a_batch_from_the_map_and_from_the_device_are_the_same(load):
-    train = load("sample")[0]
-    rows = np.array([0, 3, 7, 400])
+def test_a_batch_from_the_map_and_from_the_device_are_the_same(load, rows, parquet):
+    broken = [dict(rows["train"][0], image={"bytes": b"no image", "path": None}), *rows["train"][1:]]
+    train = load(parquet(dict(rows, train=broken)), bad_rows="skip")[0]
+    rows = np.array([0, 3, 7, 40])
     mapped = train.batch(rows, torch.device("cpu"))
     assert isinstance(train.pixels, np.memmap), "processes share it"
     train.keep_on(torch.device("cpu"))
