@@ -35,8 +35,8 @@ def option(
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """The options every training script has. A script gives its own defaults by naming a field again."""
+class DataConfig:
+    """The options of the data path: which rows, and how they become square images."""
 
     data: str = option(
         "Nfiniteai/product-masks-sample",
@@ -44,9 +44,6 @@ class TrainConfig:
         group="data",
     )
     crop: bool = option(False, "cut each image to its bounding box", group="data")
-    augment: str = option(
-        "none", "'lab': random flip and rotation up to 15 degrees", group="data", choices=("none", "lab")
-    )
     margin: float = option(0.0, "context kept around the box on each side, in box sides", group="data", minimum=0)
     fit: str = option(
         "squash", "how a crop becomes square: stretched, or padded", group="data", choices=("squash", "pad")
@@ -55,12 +52,35 @@ class TrainConfig:
     val_fraction: float = option(
         0.0, "share of train to cut off as val where the data has none", group="data", minimum=0, maximum=0.9
     )
+    split_by: str = option(
+        "", "a split of train and val that shares no value of this id: product_id, or product_id:2/5", group="data"
+    )
     limit: int = option(0, "use this many evenly spaced rows of each split; 0 means all", group="data", minimum=0)
     bad_rows: str = option(
         "error", "rows that cannot be used: stop, or go on without them", group="data", choices=("error", "skip")
     )
     cache: str = option(".cache", "folder of the decoded pixels, shared by all runs", group="data")
 
+    def __post_init__(self):
+        for f in fields(self):
+            value, rule, flag = getattr(self, f.name), _metadata(type(self), f.name), flag_of(f.name)
+            if rule["choices"] and value not in rule["choices"]:
+                raise InputError(f"{flag} is {value!r}: choose from {', '.join(rule['choices'])}.")
+            if isinstance(value, int | float) and not (
+                rule["minimum"] <= value <= rule["maximum"] and value < math.inf
+            ):
+                most = f" and at most {rule['maximum']}" if rule["maximum"] < math.inf else ""
+                limits = f"at least {rule['minimum']}{most}"
+                raise InputError(f"{flag} is {value}: it must be {limits}.")
+
+
+@dataclass(frozen=True)
+class TrainConfig(DataConfig):
+    """The options every training script has. A script gives its own defaults by naming a field again."""
+
+    augment: str = option(
+        "none", "'lab': random flip and rotation up to 15 degrees", group="data", choices=("none", "lab")
+    )
     recipe: str = option(
         "default",
         "'lab': Adam, lr 1e-3 constant, batch 16, 3 epochs, 224 pixels, file order, no decay or clipping",
@@ -96,39 +116,29 @@ class TrainConfig:
         epochs=3, batch_size=16, lr=1e-3, warmup=0.0, weight_decay=0.0, clip_norm=0.0, image_size=224
     )  # what `--recipe lab` puts in place of the defaults; AdamW without weight decay is Adam
 
-    def __post_init__(self):
-        for f in fields(self):
-            value, rule, flag = getattr(self, f.name), _metadata(type(self), f.name), flag_of(f.name)
-            if rule["choices"] and value not in rule["choices"]:
-                raise InputError(f"{flag} is {value!r}: choose from {', '.join(rule['choices'])}.")
-            if isinstance(value, int | float) and not (
-                rule["minimum"] <= value <= rule["maximum"] and value < math.inf
-            ):
-                limits = f"at least {rule['minimum']}" + f" and at most {rule['maximum']}" * (
-                    rule["maximum"] < math.inf
-                )
-                raise InputError(f"{flag} is {value}: it must be {limits}.")
-
     @property
     def variant(self) -> str:
         """The preprocessing in a word: full, crop, full-augment or crop-augment."""
-        return ("crop" if self.crop else "full") + ("" if self.augment == "none" else "-augment")
+        return variant_of(self.crop, self.augment)
+
+
+def variant_of(crop: bool, augment: str) -> str:
+    return ("crop" if crop else "full") + ("" if augment == "none" else "-augment")
 
 
 def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse(config_class: type[TrainConfig], argv: Sequence[str] | None = None) -> TrainConfig:
+def parse(config_class: type[DataConfig], argv: Sequence[str] | None = None) -> DataConfig:
     """The command line `argv` (default: this process's) as a `config_class`. Unknown flags end the script, code 2."""
     parser = argparse.ArgumentParser(
         description=sys.modules[config_class.__module__].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    names = dict.fromkeys(
-        ["data", "training", "model", *(_metadata(config_class, f.name)["group"] for f in fields(config_class))]
-    )
+    shown = {_metadata(config_class, f.name)["group"] for f in fields(config_class)}
+    names = [name for name in ("data", "training", "model", "run") if name in shown]
     groups = {name: parser.add_argument_group(name) for name in names}
     for f in fields(config_class):
         rule = _metadata(config_class, f.name)
@@ -142,7 +152,7 @@ def parse(config_class: type[TrainConfig], argv: Sequence[str] | None = None) ->
             if rule["choices"] and f.default == "none":
                 kwargs |= dict(nargs="?", const=rule["choices"][1])
         groups[rule["group"]].add_argument(flag_of(f.name), **kwargs)
-    if parser.parse_args(argv).recipe == "lab":
+    if getattr(parser.parse_args(argv), "recipe", None) == "lab":
         parser.set_defaults(**config_class.lab)
     return config_class(**vars(parser.parse_args(argv)))
 

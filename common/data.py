@@ -4,40 +4,39 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
 
 from common.augment import normalize
-from common.config import InputError, TrainConfig
+from common.config import DataConfig, InputError, TrainConfig
 from common.files import write_csv
+from common.folds import assign_folds, parse_split
 from common.pixels import content_hash, decoded
 from common.sources import ID_COLUMNS, clean_categories, load_tables
 
 
+@dataclass(eq=False)
 class ClassificationDataset(torch.utils.data.Dataset):
-    """One split, decoded. Item i is (float32 image (3, S, S), normalised; int label).
+    """One split, decoded. Item i is (float32 image (3, S, S), normalised; int label)."""
 
-    Attributes:
-        labels: (N,) int64 tensor, numbers into `classes`.
-        classes: the clean category names, sorted; the same list in both splits.
-        crop_sizes: (N, 2) float32 tensor, width and height of each crop in pixels before it was made square.
-        rows: the `datasets.Dataset` of the N rows: id columns, category, bbox, the encoded image.
-        source_rows: rows of the split in the source.
-        dropped: of these, train rows left out because their category does not occur in val.
-        problems: the rows left out by `--bad-rows skip`: dicts with split, row (its number in the source), id, reason.
-        fingerprint: sha256 of the rows' content (image bytes, boxes, labels), in hex.
-    """
-
-    def __init__(
-        self, pixels, index, crop_sizes, labels, classes, rows, *, source_rows, dropped, problems, fingerprint
-    ):
-        self.pixels, self.index = pixels, index  # row i's pixels (3, S, S) are pixels[index[i]]
-        self.device_pixels = None
-        self.crop_sizes, self.labels, self.classes, self.rows = crop_sizes, labels, classes, rows
-        self.source_rows, self.dropped, self.problems, self.fingerprint = source_rows, dropped, problems, fingerprint
+    pixels: np.ndarray  # uint8 memory map; row i's pixels (3, S, S) are pixels[index[i]]
+    index: np.ndarray  # (N,) int64
+    crop_sizes: torch.Tensor  # (N, 2) float32, width and height of each crop in pixels before it was made square
+    hashes: np.ndarray  # (N, 2) uint64: of each image file's bytes, and of what its crop looks like (see common.pixels)
+    labels: torch.Tensor  # (N,) int64, numbers into classes
+    classes: list[str]  # the clean category names, sorted; the same list in both splits
+    rows: datasets.Dataset  # of the N rows: id columns, category, bbox, the encoded image
+    numbers: np.ndarray  # (N,) int64, the rows' numbers in the source
+    source_rows: int  # rows of the split in the source
+    dropped: int  # of these, left out with their category: val lacks it, or (--split-by) it has one group only
+    problems: list[dict]  # left out by --bad-rows skip: split, row (its number in the source), id, reason
+    fingerprint: str  # sha256 of the rows' content (image bytes, boxes, labels), in hex
+    device_pixels: torch.Tensor | None = None  # a copy of pixels on a GPU
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,6 +58,19 @@ class ClassificationDataset(torch.utils.data.Dataset):
             warnings.simplefilter("ignore")  # torch's warning that the array is read only: so is this use of it
             self.device_pixels = torch.from_numpy(self.pixels).to(device)
 
+    def part(self, chosen: np.ndarray, **other) -> "ClassificationDataset":
+        """The rows where `chosen` (N,) bool is true, which share the pixels; `other` attributes are replaced."""
+        of_rows = dict(
+            index=self.index[chosen],
+            crop_sizes=self.crop_sizes[chosen],
+            hashes=self.hashes[chosen],
+            labels=self.labels[chosen],
+            rows=self.rows.select(np.flatnonzero(chosen)),
+            numbers=self.numbers[chosen],
+            fingerprint=hashlib.sha256(self.fingerprint.encode() + chosen.tobytes()).hexdigest(),
+        )
+        return replace(self, **(of_rows | other))
+
     def ids(self) -> dict[str, list[str]]:
         """The id columns of the rows, empty where the data lacks one."""
         there = self.rows.column_names
@@ -67,7 +79,7 @@ class ClassificationDataset(torch.utils.data.Dataset):
 
 
 def load_splits(
-    config: TrainConfig, also: Sequence[TrainConfig] = ()
+    config: DataConfig, also: Sequence[DataConfig] = ()
 ) -> tuple[ClassificationDataset, ClassificationDataset]:
     """The train and the val split of `config.data`. One process per machine decodes, the others wait and map.
 
@@ -79,6 +91,8 @@ def load_splits(
     with PartialState().local_main_process_first():
         tables = load_tables(config)
         names = {split: clean_categories(table) for split, table in tables.items()}
+        if config.split_by:
+            return _load_and_cut(tables["all"], names["all"], config, also)
         classes = sorted({name for name in names["val"] if name})
         unseen = sorted(set(classes) - set(names["train"]))
         if unseen:
@@ -97,38 +111,33 @@ def place_pixels(config: TrainConfig, device: torch.device, *splits: Classificat
     """With `--data-device auto`, copies the pixels of `splits` to a GPU that has four times their size free."""
     for split in splits:
         if config.data_device == "auto" and device.type == "cuda":
-            if 4 * split.pixels.nbytes < torch.cuda.mem_get_info(device)[0]:
+            twin = next((s for s in splits if s.pixels is split.pixels and s.device_pixels is not None), None)
+            if twin is not None:
+                split.device_pixels = twin.device_pixels
+            elif 4 * split.pixels.nbytes < torch.cuda.mem_get_info(device)[0]:
                 split.keep_on(device)
 
 
-def describe(train: ClassificationDataset, val: ClassificationDataset) -> str:
-    """The split sizes, columns and classes as a text for the start of a run."""
-    counts = [torch.bincount(split.labels, minlength=len(split.classes)).tolist() for split in (train, val)]
-    width = max(map(len, train.classes))
-    lines = []
-    for name, split in (("train", train), ("val", val)):
-        kept = split.source_rows - split.dropped
-        dropped = f" -> {kept:,}: {split.dropped} of categories that val lacks" if split.dropped else ""
-        used = f", {len(split):,} used" if len(split) < kept else ""
-        lines.append(f"{name:5}  {split.source_rows:,} rows{dropped}{used}")
-        if split.problems:
-            lines.append(f"       {len(split.problems)} bad rows left out:\n{_listed(split.problems)}")
-    lines += [
-        f"image  3 x {train.pixels.shape[2]} x {train.pixels.shape[3]} uint8",
-        f"column {', '.join(f'{name} ({_type_name(t)})' for name, t in train.rows.features.items())}",
-        f"{'class':<{width}}  train  val",
-        *(f"{name:<{width}}  {counts[0][i]:5}  {counts[1][i]:3}" for i, name in enumerate(train.classes)),
-    ]
-    return "\n".join(lines)
-
-
-def _listed(problems: list[dict], most: int = 10) -> str:
+def listed(problems: list[dict], most: int = 10) -> str:
+    """The first bad rows, a line each."""
     lines = [f"  row {p['row']} ({p['id']}): {p['reason']}" for p in problems[:most]]
     return "\n".join(lines + [f"  and {len(problems) - most} more"] * (len(problems) > most))
 
 
-def _type_name(feature) -> str:
-    return getattr(feature, "dtype", None) or type(feature).__name__.lower()
+def _load_and_cut(rows, names, config, also) -> tuple[ClassificationDataset, ClassificationDataset]:
+    """Train and val of `--split-by`. All folds share one pixel array, that of all rows together."""
+    split = parse_split(config.split_by)
+    classes, folds = assign_folds(rows, names, split)
+    everything = _load_split("all", rows, names, classes, config, also)
+    parts = []
+    for name, of_part in (("train", folds != split.fold), ("val", folds == split.fold)):
+        problems = [problem | {"split": name} for problem in everything.problems if of_part[problem["row"]]]
+        chosen, dropped = of_part[everything.numbers], everything.dropped * (name == "train")
+        if not chosen.any():
+            raise InputError(f"--split-by {config.split_by} leaves no {name} rows: choose fewer folds or more rows.")
+        source_rows = int(chosen.sum()) + len(problems) + dropped
+        parts.append(everything.part(chosen, problems=problems, dropped=dropped, source_rows=source_rows))
+    return tuple(parts)
 
 
 def _load_split(split, rows, names, classes, config, also) -> ClassificationDataset:
@@ -136,8 +145,9 @@ def _load_split(split, rows, names, classes, config, also) -> ClassificationData
     numbers = {name: number for number, name in enumerate(classes)}
     chosen = np.array([i for i, name in enumerate(names) if name is None or name in numbers], dtype=np.int64)
     dropped = len(names) - len(chosen)
-    if config.limit and config.limit < len(chosen):
-        chosen = chosen[np.linspace(0, len(chosen) - 1, config.limit).round().astype(np.int64)]
+    limit = config.limit * (2 if config.split_by else 1)  # of train and val together
+    if 0 < limit < len(chosen):
+        chosen = chosen[np.linspace(0, len(chosen) - 1, limit).round().astype(np.int64)]
     reasons = {int(i): "no category" for i in chosen if names[i] is None}
     chosen = np.array([i for i in chosen if names[i] is not None], dtype=np.int64)
     if not len(chosen):
@@ -155,19 +165,21 @@ def _load_split(split, rows, names, classes, config, also) -> ClassificationData
         write_csv(report, problems)
         raise InputError(
             f"{len(problems)} of {len(names)} {split} rows cannot be used, see {report}. Mend them, or go on without "
-            f"them with --bad-rows skip.\n{_listed(problems)}"
+            f"them with --bad-rows skip.\n{listed(problems)}"
         )
     index = np.setdiff1d(np.arange(len(chosen)), np.array(list(unusable), dtype=np.int64))
     if not len(index):
         raise InputError(f"--data {config.data} has no usable {split} rows.")
     labels = torch.tensor([numbers[names[i]] for i in chosen[index]])
     return ClassificationDataset(
-        np.load(folder / "pixels.npy", mmap_mode="r"),
-        index,
-        torch.from_numpy(np.load(folder / "crop_sizes.npy"))[index],
-        labels,
-        classes,
-        rows.select(index),
+        pixels=np.load(folder / "pixels.npy", mmap_mode="r"),
+        index=index,
+        crop_sizes=torch.from_numpy(np.load(folder / "crop_sizes.npy"))[index],
+        hashes=np.load(folder / "hashes.npy")[index],
+        labels=labels,
+        classes=classes,
+        rows=rows.select(index),
+        numbers=chosen[index],
         source_rows=len(names),
         dropped=dropped,
         problems=problems,

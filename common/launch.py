@@ -18,7 +18,8 @@ def start(config: TrainConfig) -> Accelerator:
     """The accelerator of this run, with the threads set, the weights' seed sown and the run folder free to use.
 
     Raises:
-        InputError: a GPU is asked for and absent, or the run folder may not be used.
+        InputError: a GPU is asked for and absent, the batch cannot be cut for the processes, or the run folder may not
+            be used.
     """
     use_all_cores()
     asked = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1", "NoDevFiles")
@@ -36,6 +37,13 @@ def start(config: TrainConfig) -> Accelerator:
             raise InputError("mixed precision fp16 needs a GPU: on the CPU use bf16 or no.")
     if accelerator.gradient_accumulation_steps != 1:
         raise InputError("accumulation is an option of the script: use --accumulate instead of the launcher's.")
+    processes = accelerator.num_processes
+    pieces = processes * config.accumulate
+    if config.batch_size % pieces:
+        raise InputError(
+            f"--batch-size {config.batch_size} cannot be cut into {pieces} equal pieces "
+            f"({processes} processes x --accumulate {config.accumulate}): choose a multiple of {pieces}."
+        )
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it

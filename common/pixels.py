@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from common.config import TrainConfig
+from common.config import DataConfig
 from common.crop import crop_image
 from common.files import whole
 
-FILES = ("pixels.npy", "crop_sizes.npy", "problems.json")
+FILES = ("pixels.npy", "crop_sizes.npy", "hashes.npy", "problems.json")
 SCALED = ("JPEG", "MPO")  # formats that are decoded at the smallest scale that covers the target
 
 
@@ -60,14 +60,15 @@ def _memo_key(rows: datasets.Dataset, place: list | None) -> str | None:
     return hashlib.sha256(json.dumps([place, states], default=str).encode()).hexdigest()[:32]
 
 
-def decoded(split: str, rows: datasets.Dataset, content: str, configs: Sequence[TrainConfig]) -> list[Path]:
+def decoded(split: str, rows: datasets.Dataset, content: str, configs: Sequence[DataConfig]) -> list[Path]:
     """The cache folder of `rows` for each of `configs`, written where it is not there yet.
 
-    A folder holds pixels.npy (N, 3, S, S) uint8, crop_sizes.npy (N, 2) float32 and problems.json, the reasons why a
-    row has no pixels. Its name is a hash of the rows' `content` and of every setting that changes a pixel. Configs
-    that are asked for together share one reading and, but for JPEG, one decoding of each image.
+    A folder holds pixels.npy (N, 3, S, S) uint8, crop_sizes.npy (N, 2) float32, hashes.npy (N, 2) uint64 (of the image
+    file's bytes, and `look_hash` of the pixels) and problems.json, the reasons why a row has no pixels. Its name is a
+    hash of the rows' `content` and of every setting that changes a pixel. Configs that are asked for together share one
+    reading and, but for JPEG, one decoding of each image.
     """
-    form = 1  # to be raised when the folder's files change their form
+    form = 2  # to be raised when the folder's files change their form
     folders = {}
     for config in configs:
         settings = [form, content, config.crop, config.margin * config.crop, config.fit, config.image_size]
@@ -95,6 +96,15 @@ def decoded(split: str, rows: datasets.Dataset, content: str, configs: Sequence[
     return list(folders)
 
 
+def look_hash(image: Image.Image) -> int:
+    """64 bits that change little when a picture is resized, compressed or lit anew: dHash (Krawetz, 2013).
+
+    Each bit says whether a cell of the picture, cut into 8 x 9, is brighter than its left neighbour.
+    """
+    cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes())
+
+
 def _is_whole(folder: Path) -> bool:
     return all((folder / name).exists() for name in FILES)
 
@@ -102,25 +112,27 @@ def _is_whole(folder: Path) -> bool:
 class _PixelArray:
     """One cache folder while it is written."""
 
-    def __init__(self, folder: Path, n: int, config: TrainConfig):
+    def __init__(self, folder: Path, n: int, config: DataConfig):
         folder.mkdir()
         self.folder, self.config, size = folder, config, config.image_size
         self.pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (n, 3, size, size))
         if hasattr(os, "posix_fallocate"):  # a map on a full disk would end the process without a word
             with open(folder / "pixels.npy", "rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
-        self.crop_sizes, self.problems = np.ones((n, 2), np.float32), {}
+        self.crop_sizes, self.hashes, self.problems = np.ones((n, 2), np.float32), np.zeros((n, 2), np.uint64), {}
 
-    def put(self, i: int, image: Image.Image, bbox: Sequence[float] | None) -> None:
+    def put(self, i: int, image: Image.Image, bbox: Sequence[float] | None, digest: int) -> None:
         config = self.config
         image, self.crop_sizes[i] = crop_image(
             image, bbox if config.crop else None, size=config.image_size, margin=config.margin, fit=config.fit
         )
         self.pixels[i] = np.asarray(image).transpose(2, 0, 1)
+        self.hashes[i] = digest, look_hash(image)
 
     def finish(self) -> None:
         self.pixels.flush()
         np.save(self.folder / "crop_sizes.npy", self.crop_sizes)
+        np.save(self.folder / "hashes.npy", self.hashes)
         (self.folder / "problems.json").write_text(json.dumps(self.problems))
 
 
@@ -133,8 +145,10 @@ def _decode_batch(first: int, batch: list[tuple[dict, list | None]], arrays: lis
                 if array.config.crop and bbox is None:
                     raise ValueError("no box")
                 if image is None or image.format in SCALED:
-                    image = Image.open(io.BytesIO(_encoded(stored)))
-                array.put(i, image, bbox)
+                    encoded = _encoded(stored)
+                    digest = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
+                    image = Image.open(io.BytesIO(encoded))
+                array.put(i, image, bbox, digest)
             except UnidentifiedImageError:
                 array.problems[i] = "unreadable image (of no known format)"
             except Exception as error:  # PIL raises nearly every kind

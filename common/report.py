@@ -1,6 +1,7 @@
 """What a finished run shows of itself: a table of predictions and three pictures."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -54,9 +55,13 @@ def write_plots(out: Path, val: ClassificationDataset, logits: np.ndarray, log: 
         ("confusion.png", _confusion(val, logits)),
         ("mistakes.png", _mistakes(val, logits)),
     ):
-        with whole(out / name) as partial:
-            figure.savefig(partial, format="png", dpi=120)
-        plt.close(figure)
+        save_figure(out / name, figure)
+
+
+def save_figure(path: Path, figure: plt.Figure) -> None:
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
+    plt.close(figure)
 
 
 def _curves(log: list[dict]) -> plt.Figure:
@@ -86,21 +91,29 @@ def _curves(log: list[dict]) -> plt.Figure:
 
 
 def _confusion(val: ClassificationDataset, logits: np.ndarray) -> plt.Figure:
-    """Counts of val rows, true class by predicted class; colour is the share of the true class."""
-    classes = val.classes
-    counts = confusion_matrix(val.labels.numpy(), logits.argmax(1), labels=range(len(classes)))
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = min(2.5 + 0.45 * len(classes), 30)  # inches
+    side = confusion_side(val.classes)
     figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
+    counts = confusion_matrix(val.labels.numpy(), logits.argmax(1), labels=range(len(val.classes)))
+    draw_confusion(axis, counts, val.classes)
+    axis.set_title(f"{counts.trace()} of {counts.sum()} val rows right", fontsize=11)
+    return figure
+
+
+def confusion_side(classes: Sequence[str]) -> float:
+    """Inches of a confusion matrix with room for the class names."""
+    return min(2.5 + 0.45 * len(classes), 30)
+
+
+def draw_confusion(axis: plt.Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """Numbers of rows (C, C), true class by predicted class; the colour is the share of the true class."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(counts) if len(classes) <= 60 else ():
         shade = "white" if shares[row, column] > 0.5 else "black"
-        axis.text(column, row, counts[row, column], ha="center", va="center", color=shade, fontsize=9)
+        axis.text(column, row, f"{counts[row, column]:.3g}", ha="center", va="center", color=shade, fontsize=9)
     axis.set_xticks(range(len(classes)), classes, rotation=90)
     axis.set_yticks(range(len(classes)), classes)
     axis.set(xlabel="predicted", ylabel="true")
-    axis.set_title(f"{counts.trace()} of {counts.sum()} val rows right", fontsize=11)
-    return figure
 
 
 def _mistakes(val: ClassificationDataset, logits: np.ndarray, most: int = 24) -> plt.Figure:

@@ -16,18 +16,11 @@ import torch
 from accelerate import Accelerator
 
 from common.config import InputError, TrainConfig
-from common.files import whole
+from common.files import whole, write_csv, write_json
 
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "scikit-learn", "timm", "numpy", "pillow")
-HARMLESS = {
-    "out",
-    "resume",
-    "checkpoint_every",
-    "cache",
-    "data_device",
-    "summary",
-    "dry_run",
-}  # options that change no number
+# Options that change no number.
+HARMLESS = {"out", "resume", "checkpoint_every", "cache", "data_device", "summary", "dry_run"}
 
 
 def script_name(config: TrainConfig) -> str:
@@ -60,11 +53,15 @@ def run_identity(config: TrainConfig, accelerator: Accelerator, train, val) -> d
     return {
         "script": script_name(config),
         "classes": train.classes,
-        "data_fingerprint": hashlib.sha256((train.fingerprint + val.fingerprint).encode()).hexdigest(),
+        "data_fingerprint": data_fingerprint(train, val),
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         **{name: value for name, value in asdict(config).items() if name not in HARMLESS},
     }
+
+
+def data_fingerprint(train, val) -> str:
+    return hashlib.sha256((train.fingerprint + val.fingerprint).encode()).hexdigest()
 
 
 def describe_run(config: TrainConfig, accelerator: Accelerator, model: torch.nn.Module, train, val) -> dict:
@@ -91,6 +88,14 @@ def describe_run(config: TrainConfig, accelerator: Accelerator, model: torch.nn.
         "processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
     }
+
+
+def write_start(folder: Path, run: dict, report: dict) -> None:
+    """What is known before the first step: the run, the data, and the rows that were left out."""
+    write_json(folder / "run.json", run)
+    write_json(folder / "data_report.json", report)
+    if report["bad_rows"]:
+        write_csv(folder / "bad_rows.csv", report["bad_rows"])
 
 
 def unwrapped(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Module:

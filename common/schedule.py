@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import torch
 
 from common.config import TrainConfig
 
@@ -12,6 +13,13 @@ ORDER, AUGMENT, MODEL = range(3)  # the streams of random numbers of a run
 def generator(seed: int, stream: int, *place: int) -> np.random.Generator:
     """A fresh generator for one place of one stream, such as (step,) of AUGMENT or (epoch,) of ORDER."""
     return np.random.default_rng([seed, stream, *place])
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for one device: that for all kinds of devices takes 0.5 ms, a fortieth of a small step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def get_lr(step: int, total_steps: int, warmup_steps: int, config: TrainConfig) -> float:

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from common.config import InputError, TrainConfig
+from common.config import DataConfig, InputError
 from common.network import hub_or_cache
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
@@ -30,8 +30,8 @@ def clean_categories(rows: datasets.Dataset) -> list[str | None]:
     return [clean_category(value) for value in values]
 
 
-def load_tables(config: TrainConfig) -> dict[str, datasets.Dataset]:
-    """The "train" and "val" rows with the columns that are needed, images still encoded."""
+def load_tables(config: DataConfig) -> dict[str, datasets.Dataset]:
+    """The "train" and "val" rows with the columns that are needed, images still encoded; with `--split-by`, "all"."""
     source = Path(config.data)
     if config.data == "sample":
         splits = _load_parquet(SAMPLE)
@@ -48,15 +48,27 @@ def load_tables(config: TrainConfig) -> dict[str, datasets.Dataset]:
         raise InputError(f"--data {config.data} has no train split; its splits are {', '.join(splits)}.")
     train = splits["train"]
     val = next((splits[name] for name in VAL_NAMES if name in splits), None)
-    if val is not None and config.val_fraction:
-        raise InputError("--val-fraction cuts a val split off train, but this data has one: leave the option out.")
-    if val is None:
+    if config.val_fraction and (val is not None or config.split_by):
+        there = "--split-by does that already" if config.split_by else "this data has one"
+        raise InputError(f"--val-fraction cuts a val split off train, but {there}: leave the option out.")
+    if val is None and not config.split_by:
         train, val = _cut_val(train, config.val_fraction, list(splits))
-    tables = {"train": train, "val": val}
+    tables = {"all": _joined(train, val)} if config.split_by else {"train": train, "val": val}
     return {split: _needed_columns(split, rows, config) for split, rows in tables.items()}
 
 
-def _needed_columns(split: str, rows: datasets.Dataset, config: TrainConfig) -> datasets.Dataset:
+def _joined(train: datasets.Dataset, val: datasets.Dataset | None) -> datasets.Dataset:
+    """The rows of both in one table, with the columns that both have."""
+    if val is None:
+        return train
+    names = [name for name in train.column_names if name in val.column_names]
+    try:
+        return datasets.concatenate_datasets([table.select_columns(names) for table in (train, val)])
+    except ValueError as error:
+        raise InputError(f"train and val cannot be put together for --split-by: {error}") from error
+
+
+def _needed_columns(split: str, rows: datasets.Dataset, config: DataConfig) -> datasets.Dataset:
     """Only what is used, images left encoded, and an image_id: the row's number where the data has none."""
     columns, needed = rows.column_names, ["image", "category", *["bbox"] * config.crop]
     missing = [name for name in needed if name not in columns]

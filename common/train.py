@@ -22,15 +22,25 @@ from torch import nn
 from torchinfo import summary
 from tqdm import tqdm
 
+from common.audit import audit, describe
 from common.augment import augment, draw_lab
 from common.config import InputError, Interrupted, TrainConfig
-from common.data import ClassificationDataset, describe, place_pixels, to_device
+from common.data import ClassificationDataset, place_pixels, to_device
 from common.evaluate import predict, set_train_mode
-from common.files import write_csv, write_json
+from common.files import write_json
 from common.launch import StopRequest
 from common.metrics import epoch_line, scores
-from common.runs import Log, describe_run, load_checkpoint, run_folder, run_identity, save_checkpoint, unwrapped
-from common.schedule import AUGMENT, MODEL, RowOrder, generator, get_lr
+from common.runs import (
+    Log,
+    describe_run,
+    load_checkpoint,
+    run_folder,
+    run_identity,
+    save_checkpoint,
+    unwrapped,
+    write_start,
+)
+from common.schedule import AUGMENT, MODEL, RowOrder, generator, get_lr, seed_device
 
 ADVICE = "the run has diverged. Lower --lr, raise --warmup or set --clip-norm 1."
 LOG_EVERY = 10  # steps between log lines; only these wait for the device
@@ -59,7 +69,7 @@ def train_step(config, accelerator, model, optimizer, train, rows, step) -> torc
     own, total = pieces[accelerator.process_index], torch.zeros((), device=accelerator.device)
     for i, piece in enumerate(own):
         dropout = generator(config.seed, MODEL, step, accelerator.process_index, i)
-        torch.manual_seed(int(dropout.integers(2**63)))
+        seed_device(int(dropout.integers(2**63)), accelerator.device)
         images, crop_sizes, labels = train.batch(rows[piece], accelerator.device)
         own_draws = to_device(draws[piece], accelerator.device) if draws is not None else None
         with nullcontext() if i == len(own) - 1 else accelerator.no_sync(model):
@@ -90,9 +100,13 @@ def train_model(
     Raises:
         InputError: the batch does not fit the data or the processes, or the loss is no longer finite.
     """
-    check_batch(config, accelerator.num_processes, len(train))
+    if config.batch_size > len(train):
+        raise InputError(
+            f"{len(train)} train rows are fewer than one batch of {config.batch_size}: lower --batch-size."
+        )
     main = accelerator.is_main_process
-    accelerator.print(describe(train, val))
+    report = audit(train, val)
+    accelerator.print(describe(train, val, report))
     if config.summary:
         accelerator.print(summary(model, (1, 3, config.image_size, config.image_size), verbose=0))
     out = run_folder(config)
@@ -117,9 +131,7 @@ def train_model(
     first_seconds = progress["seconds"], progress["train_seconds"]
     if main:
         log = Log(out, step)
-        write_json(out / "run.json", run)
-        if train.problems or val.problems:
-            write_csv(out / "bad_rows.csv", train.problems + val.problems)
+        write_start(out, run, report)
     begins = "no checkpoint there, so from the start" if config.resume and not step else f"from step {step}"
     accelerator.print(f"{run['parameters']:,} parameters, {last_step} steps into {out}, {begins}")
 
@@ -198,23 +210,10 @@ def train_model(
             "images_per_second": step * batch_size / progress["train_seconds"],
         }
         write_json(out / "run.json", run)
-        from common.report import (
-            write_results,  # matplotlib and scikit-learn take seconds, which the start can do without
-        )
+        from common.report import write_results  # matplotlib and scikit-learn take seconds
 
         write_results(out, unwrapped(accelerator, model), logits, val, progress["best"], log.read())
         accelerator.print(f"finished: {out}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return out
-
-
-def check_batch(config: TrainConfig, processes: int, n: int) -> None:
-    pieces = processes * config.accumulate
-    if config.batch_size % pieces:
-        raise InputError(
-            f"--batch-size {config.batch_size} cannot be cut into {pieces} equal pieces "
-            f"({processes} processes x --accumulate {config.accumulate}): choose a multiple of {pieces}."
-        )
-    if config.batch_size > n:
-        raise InputError(f"{n} train rows are fewer than one batch of {config.batch_size}: lower --batch-size.")

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 import common.pixels
+from common.audit import audit, describe
 from common.config import InputError, TrainConfig
-from common.data import ClassificationDataset, describe, load_splits
+from common.data import ClassificationDataset, load_splits
 from common.network import reachable
 from common.sources import clean_categories, clean_category
 
@@ -40,7 +41,8 @@ def test_the_sample(load):
     images, crop_sizes, labels = train.batch(np.array([3, 5]), torch.device("cpu"))
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8 and labels[0] == label
     assert crop_sizes[0].tolist() == [float(v) for v in train.rows[3]["bbox"][2:]]
-    assert "train  508 rows -> 491: 17" in describe(train, val) and "armchair" in describe(train, val)
+    shown = describe(train, val, audit(train, val))
+    assert "train  508 rows -> 491: 17" in shown and "armchair         45   12" in shown
     batch = next(iter(torch.utils.data.DataLoader(val, batch_size=4)))
     assert batch[0].shape == (4, 3, 32, 32) and batch[1].tolist() == val.labels[:4].tolist()
 

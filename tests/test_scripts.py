@@ -38,7 +38,7 @@ SMALL = {
 VARIANTS = {"full": "", "crop": "--crop", "crop-augment": "--crop --augment"}
 FILES = {
     "run.json", "log.jsonl", "metrics.json", "predictions.csv", "model.safetensors", "labels.json",
-    "curves.png", "confusion.png", "mistakes.png",
+    "curves.png", "confusion.png", "mistakes.png", "data_report.json",
 }  # fmt: skip
 
 
@@ -267,8 +267,8 @@ def test_any_number_and_name_of_classes_can_be_drawn(classes, tmp_path):
     """Dollar signs mean nothing to the pictures, and many classes do not make a huge one."""
     size = 2 * classes
     val = ClassificationDataset(
-        np.zeros((size, 3, 8, 8), np.uint8), np.arange(size), torch.ones(size, 2), torch.arange(size) // 2,
-        [f"$5_to $10_{i}" for i in range(classes)], None,
+        np.zeros((size, 3, 8, 8), np.uint8), np.arange(size), torch.ones(size, 2), np.zeros((size, 2), np.uint64),
+        torch.arange(size) // 2, [f"$5_to $10_{i}" for i in range(classes)], None, np.arange(size),
         source_rows=size, dropped=0, problems=[], fingerprint="",
     )  # fmt: skip
     logits = np.random.default_rng(0).normal(size=(size, classes))

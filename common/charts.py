@@ -1,0 +1,94 @@
+"""Pictures of a comparison."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from common.comparison import Question, Scored
+from common.report import confusion_side, draw_confusion, plt
+
+VARIANT_COLORS = {"full": "#9aa5b1", "full-augment": "#66788a", "crop": "#6baed6", "crop-augment": "#2171b5"}
+BASELINE_COLOR = "#d9c7a3"
+
+
+def bars(scored: Sequence[Scored], baselines: Sequence[Scored]) -> plt.Figure:
+    """Accuracy of each experiment with its 95 % interval; a dot for each seed."""
+    rows = [*scored, *baselines]
+    height = 1.2 + 0.36 * len(rows)
+    figure, axis = plt.subplots(figsize=(8.5, height), layout="constrained")
+    for y, one in enumerate(rows):
+        found = one.estimates["accuracy"]
+        low, high = found.share_interval()
+        color = VARIANT_COLORS.get(one.experiment.variant, BASELINE_COLOR) if one in scored else BASELINE_COLOR
+        axis.barh(y, found.value, color=color, height=0.7)
+        axis.plot([low, high], [y, y], color="black", linewidth=1.2)
+        if len(one.right) > 1:
+            axis.plot(one.right.mean(1), np.full(len(one.right), y + 0.2), "k.", markersize=3)
+        axis.text(high + 0.01, y, f"{found.value:.3f}", va="center", fontsize=9)
+    axis.set_yticks(range(len(rows)), [one.name for one in rows])
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1.05), xlabel=f"val accuracy, 95 % interval ({rows[0].n} images); dots: seeds")
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+    return figure
+
+
+def forest(asked: Sequence[Question]) -> plt.Figure:
+    """The differences in points with their 95 % intervals; filled where decided after Holm's correction."""
+    figure, axis = plt.subplots(figsize=(9.5, 1.3 + 0.36 * len(asked)), layout="constrained")
+    for y, question in enumerate(asked):
+        low, high = question.change.interval()
+        color = "tab:blue" if question.decided else "tab:gray"
+        axis.plot([100 * low, 100 * high], [y, y], color=color, linewidth=1.5)
+        face = color if question.decided else "white"
+        axis.plot(100 * question.change.value, y, "o", color=color, markerfacecolor=face, markersize=6)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(asked)), [question.title for question in asked])
+    axis.set_ylim(len(asked) - 0.5, -0.5)
+    axis.set_xlabel(
+        "difference in accuracy, points, with 95 % interval; filled: distinguishable after Holm's correction"
+    )
+    axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def confusion_pair(a: Scored, b: Scored) -> plt.Figure:
+    """Two experiments' confusion matrices, of the mean over their seeds."""
+    classes = sorted({*a.classes, *b.classes})
+    side = confusion_side(classes)
+    figure, axes = plt.subplots(1, 2, figsize=(2 * side, side + 0.3), layout="constrained")
+    for axis, one in zip(axes, (a, b), strict=True):
+        predictions = one.experiment.predictions
+        counts = sum(confusion_matrix(one.labels, guesses, labels=classes) for guesses in predictions)
+        draw_confusion(axis, counts / len(predictions), classes)
+        axis.set_title(f"{one.name}: accuracy {one.estimates['accuracy'].value:.3f}", fontsize=11)
+    return figure
+
+
+def reliability(scored: Sequence[Scored], bins: int = 10) -> plt.Figure:
+    """How often the predicted class is right, by its probability; all seeds of an experiment together."""
+    columns = min(4, len(scored))
+    lines = -(-len(scored) // columns)
+    size = (max(2.6 * columns, 4.5), 2.9 * lines + 0.3)
+    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, one in zip(axes.flat, scored, strict=False):
+        probabilities, right = one.experiment.probabilities.ravel(), one.right.ravel()
+        numbers = np.minimum((probabilities * bins).astype(int), bins - 1)
+        counts = np.bincount(numbers, minlength=bins)
+        there = counts > 0
+        share, mean = (
+            np.bincount(numbers, weights=values, minlength=bins)[there] / counts[there]
+            for values in (right, probabilities)
+        )
+        axis.axis("on")
+        axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
+        axis.bar((np.arange(bins) + 0.5) / bins, counts / counts.sum(), width=0.9 / bins, color="#d5dbe1")
+        axis.plot(mean, share, "o-", color="tab:blue", markersize=4)
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+        axis.set_title(one.name, fontsize=9)
+    figure.supxlabel("probability of the predicted class (bars: share of rows)", fontsize=10)
+    figure.supylabel("accuracy", fontsize=10)
+    return figure

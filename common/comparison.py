@@ -1,0 +1,151 @@
+"""The questions that a set of experiments answers, and how sure the answers are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+
+from common.config import InputError
+from common.finished import Experiment
+from common.metrics import COUNTED, counts_per_cluster, scores_of_counts
+from common.stats import Estimate, difference, estimate, holm, mcnemar, rows_needed, seeds_p_value
+
+STEPS = (  # variants that are compared, and what tells them apart
+    ("full", "crop", "crop"),
+    ("crop", "crop-augment", "augment"),
+    ("full", "full-augment", "augment"),
+    ("full", "crop-augment", "crop and augment"),  # where there is no crop alone
+)
+VARIANTS = ("full-augment", "full", "crop", "crop-augment")  # models are compared in the last that both have
+VERBS = {"crop": "cropping", "augment": "augmentation", "crop and augment": "cropping with augmentation"}
+
+
+class Scored:
+    """An experiment's scores on its N val rows, with their uncertainty."""
+
+    def __init__(self, experiment: Experiment, chosen: np.ndarray | None = None):
+        """`chosen` (N,) bool: only these rows."""
+        chosen = np.ones(len(experiment.ids), bool) if chosen is None else chosen
+        self.experiment, self.name = experiment, experiment.name
+        ids, predictions = experiment.ids[chosen], experiment.predictions[:, chosen]
+        self.labels = ids["label"].to_numpy()
+        self.classes, numbers = np.unique(np.concatenate([self.labels, predictions.ravel()]), return_inverse=True)
+        self.label_numbers, self.prediction_numbers = (
+            numbers[: len(ids)],
+            numbers[len(ids) :].reshape(predictions.shape),
+        )
+        self.clusters = cluster_numbers(ids["product_id"].tolist())
+        self.right = predictions == self.labels  # (S, N)
+        if self.clusters.max() == 0:
+            raise InputError(f"{self.name} was validated on one product only: nothing can be said of others.")
+
+    @property
+    def n(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """The scores `COUNTED` (S, 5) of each seed, and those (S, G, 5) without the rows of each product."""
+        counts = counts_per_cluster(self.label_numbers, self.prediction_numbers, self.clusters, len(self.classes))
+        totals = [count.sum(1) for count in counts]
+        without = [total[:, None] - count for total, count in zip(totals, counts, strict=True)]
+        return scores_of_counts(*totals), scores_of_counts(*without)
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        scores, without = self.leave_one_out
+        return {name: estimate(scores[:, k], without[:, :, k]) for k, name in enumerate(COUNTED)}
+
+    @cached_property
+    def unseen(self) -> "Scored | None":
+        """The scores on rows of products that train never shows, where there are rows of both kinds."""
+        products = self.experiment.ids["product_id"]
+        new = (~products.isin(self.experiment.shared_products) & (products != "")).to_numpy()
+        return Scored(self.experiment, new) if products[new].nunique() > 1 and not new.all() else None
+
+
+def cluster_numbers(product_ids: list[str]) -> np.ndarray:
+    """Numbers (N,) from 0: the same for rows of one product; a row without a product is a cluster of its own."""
+    keys = [f"product {name}" if name else f"row {i}" for i, name in enumerate(product_ids)]
+    return np.unique(keys, return_inverse=True)[1]
+
+
+@dataclass
+class Question:
+    """Whether `b` is better than `a`: "crop", "augment", "crop and augment" or "model"."""
+
+    kind: str
+    a: Scored
+    b: Scored
+    change: Estimate  # accuracy of b minus that of a
+    mcnemar_p: float | None  # of single runs
+    seeds_p: float | None  # of several seeds, the val images taken as given
+    p: float  # which decides
+    holm_p: float = 1.0  # corrected for all questions asked
+
+    @property
+    def decided(self) -> bool:
+        return self.holm_p < 0.05
+
+    @property
+    def title(self) -> str:
+        if self.kind == "model":
+            return f"{self.b.experiment.model} against {self.a.experiment.model}, {self.a.experiment.variant}"
+        return f"{self.a.experiment.model}: {self.b.experiment.variant} against {self.a.experiment.variant}"
+
+    @property
+    def sentence(self) -> str:
+        """The answer in plain words, with the difference in points (hundredths of accuracy) and its 95 % interval."""
+        low, high = (100 * bound for bound in self.change.interval())
+        points = f"{100 * self.change.value:+.1f} points [{low:.1f}, {high:.1f}]"
+        a, b, better = self.a.experiment, self.b.experiment, self.change.value > 0
+        if self.kind == "model":
+            one, other = (b, a) if better else (a, b)
+            if not better:
+                points = f"{-100 * self.change.value:+.1f} points [{-high:.1f}, {-low:.1f}]"
+            if self.decided:
+                return f"{one.model} beats {other.model} ({one.variant}): {points}"
+            return f"{one.model} and {other.model} ({one.variant}) are {self._undecided(points)}"
+        if self.decided:
+            return f"{VERBS[self.kind]} {'helps' if better else 'harms'} {a.model}: {points}"
+        return f"{VERBS[self.kind]} of {a.model} is {self._undecided(points)}"
+
+    def _undecided(self, points: str) -> str:
+        text = f"not distinguishable on {self.a.n} images: {points}; "
+        if self.p < 0.05:
+            return text + f"p = {self.p:.3f} alone, {self.holm_p:.2f} among all questions asked"
+        needed = rows_needed(self.change, self.a.n) if self.change.value else None
+        if needed is not None and needed <= 100_000:
+            return text + f"about {max(needed, self.a.n + 1):,} would be needed if the true difference is this"
+        return text + ("more seeds would be needed" if self.change.seed_variance else "no number of images would tell")
+
+
+def ask(kind: str, a: Scored, b: Scored) -> Question:
+    """Single runs differ if both McNemar's test, exact where few rows differ, and the one over products say so."""
+    (scores_a, without_a), (scores_b, without_b) = a.leave_one_out, b.leave_one_out
+    change = difference((scores_a[:, 0], without_a[:, :, 0]), (scores_b[:, 0], without_b[:, :, 0]))
+    single = len(scores_a) == len(scores_b) == 1
+    exact = mcnemar(a.right[0], b.right[0]) if single else None
+    p = max(change.p_value(), exact or 0.0)
+    return Question(kind, a, b, change, exact, seeds_p_value(scores_a[:, 0], scores_b[:, 0]), p)
+
+
+def questions(scored: Sequence[Scored]) -> list[Question]:
+    """What can be asked: each variant against the simpler one, and the models in the last variant that two share."""
+    models: dict[str, dict[str, Scored]] = {}
+    for one in scored:
+        models.setdefault(one.experiment.model, {})[one.experiment.variant] = one
+    asked = []
+    for variants in models.values():
+        for before, after, kind in STEPS:
+            if {before, after} <= variants.keys() and not (kind == "crop and augment" and "crop" in variants):
+                asked.append(ask(kind, variants[before], variants[after]))
+    for one, other in combinations(models.values(), 2):
+        common = [variant for variant in VARIANTS if variant in one.keys() & other.keys()]
+        if common:
+            asked.append(ask("model", one[common[-1]], other[common[-1]]))
+    for question, p in zip(asked, holm([question.p for question in asked]), strict=True):
+        question.holm_p = p
+    return asked
