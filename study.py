@@ -61,11 +61,13 @@ from common.grid import Job, decode, is_finished, plan, seconds_left
 def execute(job: Job, config_file: str) -> bool:
     """One run by `accelerate launch`, its output in OUT/output/; whether it went well."""
     script = Path(__file__).with_name(f"{job.script}.py")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_file, str(script), *job.argv]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config_file]
     output = job.folder.parent / "output" / f"{job.folder.name}.txt"
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(output, "w") as file:
-        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        child = subprocess.Popen(
+            [*launch, str(script), *job.argv], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         while child.poll() is None:
             time.sleep(0.1)
@@ -102,7 +104,7 @@ def main(argv=None):
             bar.set_description_str(f"{job.folder.name}, {seconds_left(waiting[i:], done)}")
             (done if execute(job, options.config_file) else failed).append(job)
             bar.update()
-    print(f"{len(done)} of {len(jobs)} runs are finished. To compare them: python compare.py {root}")
+    print(f"{len(done)} of {len(jobs)} runs are finished" + f"; to compare them: python compare.py {root}" * bool(done))
     if failed:
         raise InputError(f"{len(failed)} runs failed, see {root}/output. The same command tries them again.")
 

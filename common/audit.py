@@ -6,7 +6,7 @@ import numpy as np
 
 from common.data import ClassificationDataset, listed
 
-NEAR = 4  # bits of 64 by which the look of two crops may differ; see LOG.md
+NEAR = 6  # bits of 64 by which the look of two crops may differ; see LOG.md
 MOST = 1000  # pairs and ids listed; the counts beside them are of all
 FEW = 5  # val images of a class below which its score says nothing
 
@@ -20,7 +20,7 @@ def audit(train: ClassificationDataset, val: ClassificationDataset) -> dict:
     products, scenes: how many each split has and how many both; val_rows, the val rows that show one of these; and
     shared, their ids. None where the data lacks the ids.
     duplicates: rows of the same image file: of one split, and of both; near_duplicates: val crops that look like a
-    crop of train or like an earlier one of val (`common.pixels.look_hash`, at most four bits of 64 apart).
+    crop of train or like an earlier one of val (`common.pixels.look_hash`, at most six bits of 64 apart).
     boxes: deciles of width and height in pixels, and the share of crops that are enlarged to the model's input.
     """
     splits = {"train": train, "val": val}

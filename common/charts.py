@@ -53,12 +53,13 @@ def forest(asked: Sequence[Question]) -> plt.Figure:
     return figure
 
 
-def confusion_pair(a: Scored, b: Scored) -> plt.Figure:
-    """Two experiments' confusion matrices, of the mean over their seeds."""
-    classes = sorted({*a.classes, *b.classes})
+def confusions(scored: Sequence[Scored]) -> plt.Figure:
+    """The confusion matrices of one experiment or two, side by side; of the mean over their seeds."""
+    classes = sorted({name for one in scored for name in one.classes})
     side = confusion_side(classes)
-    figure, axes = plt.subplots(1, 2, figsize=(2 * side, side + 0.3), layout="constrained")
-    for axis, one in zip(axes, (a, b), strict=True):
+    size = (side * len(scored), side + 0.3)
+    figure, axes = plt.subplots(1, len(scored), figsize=size, layout="constrained", squeeze=False)
+    for axis, one in zip(axes[0], scored, strict=True):
         predictions = one.experiment.predictions
         counts = sum(confusion_matrix(one.labels, guesses, labels=classes) for guesses in predictions)
         draw_confusion(axis, counts / len(predictions), classes)

@@ -8,18 +8,16 @@ from itertools import combinations
 import numpy as np
 
 from common.config import InputError
-from common.finished import Experiment
+from common.finished import VARIANTS, Experiment
 from common.metrics import COUNTED, counts_per_cluster, scores_of_counts
 from common.stats import Estimate, difference, estimate, holm, mcnemar, rows_needed, seeds_p_value
 
 STEPS = (  # variants that are compared, and what tells them apart
     ("full", "crop", "crop"),
-    ("crop", "crop-augment", "augment"),
-    ("full", "full-augment", "augment"),
-    ("full", "crop-augment", "crop and augment"),  # where there is no crop alone
+    ("crop", "crop-augment", "augmentation"),
+    ("full", "full-augment", "augmentation"),
+    ("full", "crop-augment", "crop and augmentation"),  # where there is no crop alone
 )
-VARIANTS = ("full-augment", "full", "crop", "crop-augment")  # models are compared in the last that both have
-VERBS = {"crop": "cropping", "augment": "augmentation", "crop and augment": "cropping with augmentation"}
 
 
 class Scored:
@@ -74,7 +72,7 @@ def cluster_numbers(product_ids: list[str]) -> np.ndarray:
 
 @dataclass
 class Question:
-    """Whether `b` is better than `a`: "crop", "augment", "crop and augment" or "model"."""
+    """Whether `b` is better than `a`: `kind` is one of `STEPS`, or "model"."""
 
     kind: str
     a: Scored
@@ -98,38 +96,41 @@ class Question:
     @property
     def sentence(self) -> str:
         """The answer in plain words, with the difference in points (hundredths of accuracy) and its 95 % interval."""
-        low, high = (100 * bound for bound in self.change.interval())
-        points = f"{100 * self.change.value:+.1f} points [{low:.1f}, {high:.1f}]"
-        a, b, better = self.a.experiment, self.b.experiment, self.change.value > 0
+        low, high = self.change.interval()
+        a, b, change = self.a.experiment, self.b.experiment, self.change.value
+        if self.kind == "model" and change < 0 and self.decided:
+            a, b, change, low, high = b, a, -change, -high, -low
+        points = f"{100 * change:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+        if not self.decided:
+            what = f"{b.model} against {a.model} ({a.variant})" if self.kind == "model" else f"{self.kind}, {a.model}"
+            return f"{what}: not distinguishable on {self.a.n} images, {points}; {self._what_it_takes()}"
         if self.kind == "model":
-            one, other = (b, a) if better else (a, b)
-            if not better:
-                points = f"{-100 * self.change.value:+.1f} points [{-high:.1f}, {-low:.1f}]"
-            if self.decided:
-                return f"{one.model} beats {other.model} ({one.variant}): {points}"
-            return f"{one.model} and {other.model} ({one.variant}) are {self._undecided(points)}"
-        if self.decided:
-            return f"{VERBS[self.kind]} {'helps' if better else 'harms'} {a.model}: {points}"
-        return f"{VERBS[self.kind]} of {a.model} is {self._undecided(points)}"
+            return f"{b.model} beats {a.model} ({a.variant}): {points}"
+        return f"{self.kind} {'helps' if change > 0 else 'harms'} {a.model}: {points}"
 
-    def _undecided(self, points: str) -> str:
-        text = f"not distinguishable on {self.a.n} images: {points}; "
+    def _what_it_takes(self) -> str:
         if self.p < 0.05:
-            return text + f"p = {self.p:.3f} alone, {self.holm_p:.2f} among all questions asked"
-        needed = rows_needed(self.change, self.a.n) if self.change.value else None
-        if needed is not None and needed <= 100_000:
-            return text + f"about {max(needed, self.a.n + 1):,} would be needed if the true difference is this"
-        return text + ("more seeds would be needed" if self.change.seed_variance else "no number of images would tell")
+            return f"p = {self.p:.3f} alone, but {self.holm_p:.2f} among all questions asked"
+        if self.change.value == 0:
+            return "the two are equal"
+        needed = rows_needed(self.change, self.a.n)
+        if needed is None:
+            return "more seeds would be needed"
+        needed = max(needed, self.a.n + 1)
+        digits = max(0, len(str(needed)) - 2)
+        return f"about {round(needed, -digits):,} would be needed for a difference of this size"
 
 
 def ask(kind: str, a: Scored, b: Scored) -> Question:
-    """Single runs differ if both McNemar's test, exact where few rows differ, and the one over products say so."""
+    """Two experiments differ if two tests say so: one with the variance over products and seeds, and one that is exact
+    where the first is not: McNemar's for single runs with few rows that differ, Student's over the seeds for few seeds.
+    """
     (scores_a, without_a), (scores_b, without_b) = a.leave_one_out, b.leave_one_out
     change = difference((scores_a[:, 0], without_a[:, :, 0]), (scores_b[:, 0], without_b[:, :, 0]))
     single = len(scores_a) == len(scores_b) == 1
     exact = mcnemar(a.right[0], b.right[0]) if single else None
-    p = max(change.p_value(), exact or 0.0)
-    return Question(kind, a, b, change, exact, seeds_p_value(scores_a[:, 0], scores_b[:, 0]), p)
+    seeds = seeds_p_value(scores_a[:, 0], scores_b[:, 0])
+    return Question(kind, a, b, change, exact, seeds, max(change.p_value(), exact or 0.0, seeds or 0.0))
 
 
 def questions(scored: Sequence[Scored]) -> list[Question]:
@@ -140,7 +141,7 @@ def questions(scored: Sequence[Scored]) -> list[Question]:
     asked = []
     for variants in models.values():
         for before, after, kind in STEPS:
-            if {before, after} <= variants.keys() and not (kind == "crop and augment" and "crop" in variants):
+            if {before, after} <= variants.keys() and not (kind == "crop and augmentation" and "crop" in variants):
                 asked.append(ask(kind, variants[before], variants[after]))
     for one, other in combinations(models.values(), 2):
         common = [variant for variant in VARIANTS if variant in one.keys() & other.keys()]

@@ -16,6 +16,7 @@ from common.config import InputError, TrainConfig, variant_of
 from common.runs import HARMLESS
 
 SCRIPTS = ("train_resnet", "train_vit", "train_custom_cnn", "train_custom_vit")
+VARIANTS = ("full", "full-augment", "crop", "crop-augment")  # from the plainest to the one with most
 IDS = ["image_id", "product_id", "scene_id", "label"]
 
 
@@ -105,7 +106,7 @@ class Experiment:
 
 
 def gather(runs: Sequence[FinishedRun]) -> list[Experiment]:
-    """The experiments that `runs` belong to, in the order of the runs.
+    """The experiments that `runs` belong to: models in the order of the runs, each one's variants from the plainest.
 
     Raises:
         InputError: the runs were validated on different rows, a seed occurs twice, or a fold is missing.
@@ -120,7 +121,9 @@ def gather(runs: Sequence[FinishedRun]) -> list[Experiment]:
         if fold in folds:
             raise InputError(f"{folds[fold].folder} and {run.folder} are the same run: same options, same seed.")
         folds[fold] = run
-    experiments = [_experiment(*key, seeds) for key, seeds in groups.items()]
+    models = list(dict.fromkeys(model for model, _ in groups))
+    order = sorted(groups, key=lambda key: (models.index(key[0]), VARIANTS.index(key[1])))
+    experiments = [_experiment(*key, groups[key]) for key in order]
     first = experiments[0]
     for other in experiments[1:]:
         if not first.ids[["image_id", "label"]].equals(other.ids[["image_id", "label"]]):

@@ -30,8 +30,11 @@ def clean_categories(rows: datasets.Dataset) -> list[str | None]:
     return [clean_category(value) for value in values]
 
 
-def load_tables(config: DataConfig) -> dict[str, datasets.Dataset]:
-    """The "train" and "val" rows with the columns that are needed, images still encoded; with `--split-by`, "all"."""
+def load_tables(config: DataConfig, *more: str) -> dict[str, datasets.Dataset]:
+    """The "train" and "val" rows with the columns that are needed, images still encoded; with `--split-by`, "all".
+
+    `more` are further columns that must be there.
+    """
     source = Path(config.data)
     if config.data == "sample":
         splits = _load_parquet(SAMPLE)
@@ -54,7 +57,7 @@ def load_tables(config: DataConfig) -> dict[str, datasets.Dataset]:
     if val is None and not config.split_by:
         train, val = _cut_val(train, config.val_fraction, list(splits))
     tables = {"all": _joined(train, val)} if config.split_by else {"train": train, "val": val}
-    return {split: _needed_columns(split, rows, config) for split, rows in tables.items()}
+    return {split: _needed_columns(split, rows, config, more) for split, rows in tables.items()}
 
 
 def _joined(train: datasets.Dataset, val: datasets.Dataset | None) -> datasets.Dataset:
@@ -68,14 +71,14 @@ def _joined(train: datasets.Dataset, val: datasets.Dataset | None) -> datasets.D
         raise InputError(f"train and val cannot be put together for --split-by: {error}") from error
 
 
-def _needed_columns(split: str, rows: datasets.Dataset, config: DataConfig) -> datasets.Dataset:
+def _needed_columns(split: str, rows: datasets.Dataset, config: DataConfig, more: tuple = ()) -> datasets.Dataset:
     """Only what is used, images left encoded, and an image_id: the row's number where the data has none."""
-    columns, needed = rows.column_names, ["image", "category", *["bbox"] * config.crop]
+    columns, needed = rows.column_names, ["image", "category", *["bbox"] * config.crop, *more]
     missing = [name for name in needed if name not in columns]
     if missing:
         hint = " Train on the whole image without --crop." if missing == ["bbox"] else ""
         raise InputError(f"{split} lacks {', '.join(missing)}; its columns are {', '.join(columns)}.{hint}")
-    rows = rows.select_columns([name for name in (*ID_COLUMNS, "image", "category", "bbox") if name in columns])
+    rows = rows.select_columns([name for name in (*ID_COLUMNS, "image", "category", "bbox", *more) if name in columns])
     try:
         rows = rows.cast_column("image", datasets.Image(decode=False))
     except (NotImplementedError, TypeError, ValueError) as error:

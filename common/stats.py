@@ -1,16 +1,17 @@
 """Intervals and tests for scores of runs on a small val split whose rows come in clusters, such as photos of a product.
 
 A score varies for two reasons: other val images would have been drawn, and another seed would have trained another
-model. The variance of the first is the jackknife's (Tukey, 1958; Quenouille, 1956), which leaves out one product at a
-time; that of the second is the spread over seeds beyond what the images explain. Both are tried in tests/test_stats.py
-on made data whose truth is known; benchmarks/coverage.py compares them with the percentile bootstrap.
+model. The variance of the first is the jackknife's (Quenouille, 1956; Tukey, 1958), which leaves out one product at a
+time; that of the second is the spread over seeds beyond what the images explain. Each comes with its own quantile of
+Student's t (Cochran, 1964), as a few seeds say little of their own spread. tests/test_stats.py tries all this on made
+data whose truth is known; benchmarks/coverage.py sets it beside the percentile bootstrap.
 """
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 
 @dataclass(frozen=True)
@@ -18,25 +19,20 @@ class Estimate:
     """A score or a difference of scores, with its uncertainty.
 
     bias, the jackknife's, is how much `value` tends to exceed the score on endless data. image_variance falls with the
-    number of val images, seed_variance with the number of seeds; df are the degrees of freedom of their sum
-    (Satterthwaite, 1946).
+    number of val images, seed_variance (0 where there is one seed, which says nothing of others) with that of seeds.
     """
 
     value: float
     bias: float
     image_variance: float
     seed_variance: float
-    df: float
     clusters: int
-
-    @property
-    def variance(self) -> float:
-        return self.image_variance + self.seed_variance
+    seed_df: int  # degrees of freedom of the seed variance
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Symmetric t interval: for differences, whose biases cancel."""
-        half = _t(level, self.df) * math.sqrt(self.variance)
-        return self.value - half, self.value + half
+        """Symmetric interval: for differences, whose biases cancel. Where no row differs, as wide as Wilson's."""
+        margin = self._margin(level) or wilson(0.0, _t(level, self.clusters - 1) ** 2 / self.clusters)[1]
+        return self.value - margin, self.value + margin
 
     def share_interval(self, level: float = 0.95) -> tuple[float, float]:
         """Wilson's interval for a score in [0, 1], with the effective number of rows that the variance implies.
@@ -45,21 +41,34 @@ class Estimate:
         bias: on 150 rows, weighted precision and macro F1 come out too high or too low by some points.
         """
         value = min(1.0, max(0.0, self.value - self.bias))
-        spread = value * (1 - value)
-        n = spread / self.variance if self.variance > 0 and spread > 0 else self.clusters
-        return wilson(value, n, _t(level, self.df))
+        spread, margin = value * (1 - value), self._margin(level)
+        if spread == 0 or margin == 0:
+            return wilson(value, _t(level, self.clusters - 1) ** 2 / self.clusters)
+        return wilson(value, margin**2 / spread)
 
     def p_value(self) -> float:
-        """Two-sided, of the value being zero."""
-        if self.value == 0 or self.variance == 0:
+        """Two-sided, of the value being zero: one less the level of the interval that just reaches zero."""
+        if self.value == 0 or self.image_variance + self.seed_variance == 0:
             return float(self.value == 0)
-        return float(2 * stats.t.sf(abs(self.value) / math.sqrt(self.variance), self.df))
+        beyond = lambda log_p: self._margin(1 - math.exp(log_p)) - abs(self.value)  # noqa: E731
+        smallest = math.log(1e-15)
+        return math.exp(optimize.brentq(beyond, smallest, 0)) if beyond(smallest) > 0 else 1e-15
+
+    def _margin(self, level: float) -> float:
+        variance = self.image_variance * _t(level, self.clusters - 1) ** 2
+        if self.seed_variance:
+            variance += self.seed_variance * _t(level, self.seed_df) ** 2
+        return math.sqrt(variance)
 
 
-def wilson(share: float, n: float, t: float) -> tuple[float, float]:
-    """Wilson's interval (1927) of a share of n rows; `t` is the quantile, 1.96 for 95 %."""
-    center = (share + t**2 / (2 * n)) / (1 + t**2 / n)
-    half = t / (1 + t**2 / n) * math.sqrt(share * (1 - share) / n + t**2 / (4 * n**2))
+def _t(level: float, df: int) -> float:
+    return float(stats.t.isf((1 - level) / 2, df))
+
+
+def wilson(share: float, t2_n: float) -> tuple[float, float]:
+    """Wilson's interval (1927) of a share; `t2_n` is the squared quantile over the number of rows: 1.96**2 / n."""
+    center = (share + t2_n / 2) / (1 + t2_n)
+    half = math.sqrt(share * (1 - share) * t2_n + t2_n**2 / 4) / (1 + t2_n)
     return max(0.0, center - half), min(1.0, center + half)
 
 
@@ -79,21 +88,18 @@ def estimate(scores: np.ndarray, without: np.ndarray) -> Estimate:
         rest = pseudo - pseudo.mean(0) - pseudo.mean(1, keepdims=True) + pseudo.mean()
         chance = (rest**2).sum() / ((seeds - 1) * (clusters - 1)) / (seeds * clusters)
         seed = max(0.0, scores.var(ddof=1) / seeds - chance)  # what the images explain is in `image` already
-    df = _satterthwaite([(image, clusters - 1), (seed, seeds - 1)])
     bias = (clusters - 1) * (mean.mean() - scores.mean())
-    return Estimate(float(scores.mean()), float(bias), float(image), float(seed), df, clusters)
+    return Estimate(float(scores.mean()), float(bias), float(image), float(seed), clusters, seeds - 1)
 
 
 def difference(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> Estimate:
-    """b minus a, each the arguments of `estimate` for the same clusters; their seeds count as independent."""
-    parts = [estimate(*one) for one in (a, b)]
+    """b minus a, each the arguments of `estimate` for the same clusters. The seeds of a and b count as independent."""
     images = estimate((b[0].mean() - a[0].mean())[None], (b[1].mean(0) - a[1].mean(0))[None])
-    seed = sum(part.seed_variance for part in parts)
-    df = _satterthwaite(
-        [(images.image_variance, images.clusters - 1)]
-        + [(part.seed_variance, len(one[0]) - 1) for part, one in zip(parts, (a, b), strict=True)]
-    )
-    return Estimate(images.value, images.bias, images.image_variance, seed, df, images.clusters)
+    seeds = [len(scores) for scores, _ in (a, b)]
+    df = sum(seeds) - 2
+    spread = [(s - 1) * s * estimate(*one).seed_variance for s, one in zip(seeds, (a, b), strict=True)]
+    seed = sum(spread) / df * sum(1 / s for s in seeds) if df else 0.0  # pooled, so that one seed may meet several
+    return Estimate(images.value, images.bias, images.image_variance, seed, images.clusters, df)
 
 
 def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
@@ -103,16 +109,12 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
 
 
 def seeds_p_value(scores_a: np.ndarray, scores_b: np.ndarray) -> float | None:
-    """Paired t-test over seeds, Welch's where their numbers differ; None below two. The val images count as given."""
+    """Student's t-test of two experiments over their seeds, the val images as given; None below two seeds each."""
     if min(len(scores_a), len(scores_b)) < 2:
         return None
-    if np.ptp(scores_a) == np.ptp(scores_b) == 0:
-        return float(scores_a[0] == scores_b[0])
-    if len(scores_a) != len(scores_b):
-        return float(stats.ttest_ind(scores_a, scores_b, equal_var=False).pvalue)
-    if np.ptp(scores_b - scores_a) == 0:
-        return float(scores_a[0] == scores_b[0])
-    return float(stats.ttest_rel(scores_a, scores_b).pvalue)
+    if max(np.ptp(scores_a), np.ptp(scores_b)) < 1e-12:
+        return float(abs(scores_a[0] - scores_b[0]) < 1e-12)
+    return float(stats.ttest_ind(scores_a, scores_b).pvalue)
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -133,13 +135,3 @@ def rows_needed(found: Estimate, n: int, power: float = 0.8) -> int | None:
     if wanted <= found.seed_variance:
         return None
     return math.ceil(n * found.image_variance / (wanted - found.seed_variance))
-
-
-def _t(level: float, df: float) -> float:
-    return float(stats.t.ppf(0.5 + level / 2, df))
-
-
-def _satterthwaite(parts: list[tuple[float, float]]) -> float:
-    total = sum(variance for variance, _ in parts)
-    below = sum(variance**2 / df for variance, df in parts if variance > 0)
-    return total**2 / below if below > 0 else max(1.0, parts[0][1])
