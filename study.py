@@ -55,7 +55,7 @@ if __name__ == "__main__":
 import psutil
 from tqdm import tqdm
 
-from common.grid import Job, decode, is_finished, plan, seconds_left
+from common.grid import Job, check_idle, decode, is_finished, plan, seconds_left
 
 
 def execute(job: Job, config_file: str) -> bool:
@@ -93,6 +93,7 @@ def main(argv=None):
     ]
     root = Path(options.out or ("runs/study-lab" if lab else "runs/study"))
     jobs = plan(experiments, more, seeds=options.seeds, folds=options.folds, root=root)
+    check_idle(jobs)
     fingerprints = decode(jobs)
     done = [job for job in jobs if is_finished(job, fingerprints[job.data_key])]
     waiting, failed = [job for job in jobs if job not in done], []

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import mean
 
+import psutil
 from accelerate import PartialState
 
 from common.config import InputError, TrainConfig, flag_of, parse
@@ -73,6 +74,16 @@ def plan(
                 argv += ["--seed", str(seed), "--out", str(root / name), "--resume"]
                 jobs.append(Job(script, variant, tuple(argv), parse(config_class, argv)))
     return jobs
+
+
+def check_idle(jobs: Sequence[Job]) -> None:
+    """Raises InputError if a job's folder is being written, by a study elsewhere or one whose run outlived it."""
+    folders = {str(job.folder): job for job in jobs}
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        for word in process.info["cmdline"] or []:
+            if word in folders:
+                pid = process.info["pid"]
+                raise InputError(f"process {pid} is still at work on {word}: wait for it, or end it with kill {pid}.")
 
 
 def decode(jobs: Iterable[Job]) -> dict[tuple, str]:

@@ -54,9 +54,15 @@ def test_a_study_is_killed_stopped_gone_on_with_and_compared(start, tmp_path):
     killed = start()
     wait_for(lambda: steps(second))
     children = psutil.Process(killed.pid).children(recursive=True)
-    for process in [psutil.Process(killed.pid), *children]:
-        process.kill()
+    for process in children:
+        process.suspend()
+    killed.kill()
     killed.communicate()
+    beside = start()
+    errors = beside.communicate(timeout=60)[1]
+    assert beside.returncode == 1 and "is still at work on" in errors, "the run has outlived its study"
+    for process in children:
+        process.kill()
     assert (first / "metrics.json").exists() and not (second / "metrics.json").exists()
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
 
