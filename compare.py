@@ -37,11 +37,22 @@ def compare(experiments: list[Experiment], out: Path) -> dict:
     scored = [Scored(experiment) for experiment in experiments]
     asked = questions(scored)
     baselines, notes = find_baselines(experiments)
-    best = sorted(scored, key=lambda one: -one.estimates["accuracy"].value)
-    pair = next(([q.a, q.b] for q in reversed(asked) if best[0] in (q.a, q.b)), best[:1])
+    if any(len(one.right) == 1 for one in scored):
+        notes.append("where there is one seed, its interval says nothing of other seeds")
+    seen = experiments[0].ids["product_id"].isin(experiments[0].shared_products).sum()
+    if seen:
+        notes.append(f"{seen} of {scored[0].n} val rows show a product that train shows too: it may know them by heart")
+
+    def accuracy(one):
+        return one.estimates["accuracy"].value
+
+    best = max(scored, key=accuracy)
+    partners = [q.a if q.b is best else q.b for q in asked if best in (q.a, q.b)]
+    pair = [*sorted(partners, key=accuracy)[-1:], best]
     save_figure(out / "experiments.png", charts.bars(scored, baselines))
     save_figure(out / "reliability.png", charts.reliability(scored))
     save_figure(out / "confusion.png", charts.confusions(pair))
+    (out / "differences.png").unlink(missing_ok=True)  # of an earlier comparison
     if asked:
         save_figure(out / "differences.png", charts.forest(asked))
     result = {
@@ -52,7 +63,7 @@ def compare(experiments: list[Experiment], out: Path) -> dict:
         "notes": notes,
     }
     with whole(out / "comparison.md") as partial:
-        partial.write_text(tables.markdown(scored, baselines, asked, notes))
+        partial.write_text(tables.markdown(scored, baselines, asked, result))
     write_json(out / "comparison.json", result)
     print("\n".join(tables.short_table(scored, baselines)), "", *(q.sentence for q in asked), *notes, sep="\n")
     print(f"\nwritten: {out}/comparison.md, comparison.json and pictures")

@@ -10,16 +10,16 @@ Any option of the training scripts may follow, such as --epochs 5 or --weights n
 
 import argparse
 import importlib
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from common.config import InputError, Interrupted, run
+from common.config import VARIANTS, InputError, Interrupted, run
 
 MODELS = ("resnet", "vit", "custom_cnn", "custom_vit")
-VARIANTS = ("full", "crop", "crop-augment")
 NOT_IN_LAB = {("custom_cnn", "crop"), ("custom_vit", "crop")}  # its table has ten rows
 OWN = ("--crop", "--augment", "--seed", "--split-by", "--out", "--resume", "--dry-run", "--summary")
 
@@ -30,7 +30,8 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    three = ["full", "crop", "crop-augment"]
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=three, help=f"default: {' '.join(three)}")
     parser.add_argument("--seeds", type=int, default=6, help="seeds 0, 1, ... of each experiment (default: 6)")
     parser.add_argument("--folds", type=int, default=0, help="cross-validate over so many folds of the products")
     parser.add_argument("--recipe", choices=("default", "lab"), default="default", help="see the scripts' --help")
@@ -44,6 +45,8 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
     for flag in (words[0].split("=")[0] for words in more):
         if flag in OWN:
             parser.error(f"{flag} is for the study to set: see --models, --variants, --seeds, --folds and --out")
+    if not Path(options.config_file).is_file():
+        parser.error(f"--config-file {options.config_file}: no such file")
     if options.seeds < 1 or options.folds == 1 or options.folds < 0:
         parser.error("--seeds must be at least 1, and --folds at least 2")
     return options, [*more, ["--recipe", options.recipe]]
@@ -87,8 +90,8 @@ def main(argv=None):
     lab = options.recipe == "lab"
     experiments = [
         (f"train_{model}", importlib.import_module(f"train_{model}").Config, variant)
-        for model in options.models
-        for variant in options.variants
+        for model in dict.fromkeys(options.models)
+        for variant in dict.fromkeys(options.variants)
         if not (lab and (model, variant) in NOT_IN_LAB)
     ]
     root = Path(options.out or ("runs/study-lab" if lab else "runs/study"))
@@ -105,7 +108,7 @@ def main(argv=None):
             bar.set_description_str(f"{job.folder.name}, {seconds_left(waiting[i:], done)}")
             (done if execute(job, options.config_file) else failed).append(job)
             bar.update()
-    print(f"{len(done)} of {len(jobs)} runs are finished" + f"; to compare them: python compare.py {root}" * bool(done))
+    print(f"{len(done)} of {len(jobs)} runs are finished. Compare them: python compare.py {shlex.quote(str(root))}")
     if failed:
         raise InputError(f"{len(failed)} runs failed, see {root}/output. The same command tries them again.")
 

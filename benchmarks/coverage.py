@@ -20,7 +20,7 @@ from scipy.stats import norm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common.metrics import COUNTED, counts_per_cluster, scores_of_counts
-from common.stats import difference, estimate
+from common.stats import difference, estimate, holm, mcnemar, seeds_p_value
 
 PRIORS = np.array([12, 11, 5, 13, 22, 6, 5, 11, 9, 14, 14, 8]) / 130  # of the sample's val classes
 SIZES = {"1 to 3": np.array([0.6, 0.3, 0.1]), "1 to 6": np.full(6, 1 / 6)}  # photos of a product
@@ -54,6 +54,10 @@ class World:
         confusion = PRIORS[:, None] * np.where(np.eye(len(PRIORS)), right[:, None], (1 - right)[:, None] * CONFUSIONS)
         rows = 1e6 * confusion
         return scores_of_counts(rows.diagonal(), rows.sum(0), rows.sum(1))
+
+    def spread_of_seeds(self) -> float:
+        """The standard deviation of model 0's true accuracy over seeds: the normal density at its thresholds."""
+        return float(PRIORS @ norm.pdf(self.thresholds(0)) * self.seed**0.5)
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         """Labels (N,), clusters (N,) and each model's predictions (S, N) of one split."""
@@ -128,6 +132,23 @@ def coverage(world: World, trials: int, seed: int = 0, with_bootstrap: bool = Fa
     return {name: counts / trials for name, counts in held.items()}
 
 
+def p_values(world: World, trials: int, seed: int = 0) -> np.ndarray:
+    """What `common.comparison.ask` takes the larger one of, for each trial (trials, 2): McNemar's p (of single runs) or
+    that over the seeds alone, and that over products and seeds."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(trials):
+        labels, clusters, (a, b) = world.draw(rng)
+        sides = [((guesses == labels).mean(1), _without((guesses == labels), clusters)) for guesses in (a, b)]
+        alone = mcnemar(a[0] == labels, b[0] == labels) if world.seeds == 1 else seeds_p_value(sides[0][0], sides[1][0])
+        found.append((alone, difference(*sides).p_value()))
+    return np.array(found)
+
+
+def _without(right: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    sums = np.stack([np.bincount(clusters, weights=row) for row in right.astype(float)])
+    return (right.sum(1, keepdims=True) - sums) / (right.shape[1] - np.bincount(clusters))
+
+
 WORLDS = {
     "one seed": World((0.65, 0.73)),
     "one seed, six photos": World((0.65, 0.73), sizes="1 to 6"),
@@ -148,6 +169,14 @@ def main():
     for name, world in WORLDS.items():
         for method, shares in coverage(world, args.trials, with_bootstrap=args.bootstrap).items():
             print(f"{name + ': ' + method:52}  " + "  ".join(f"{share:9.3f}" for share in shares))
+    print("\nhow often two seeds, or sets of seeds, of one model are called different")
+    for seeds, spread in ((1, 0.0), (2, 0.005), (2, 0.02), (3, 0.005), (3, 0.02), (6, 0.005), (6, 0.02)):
+        world = World((0.7, 0.7), seeds=seeds, seed=spread, model_product=0, model_photo=0)
+        both = p_values(world, 3 * args.trials)
+        name = f"{seeds} seeds, whose accuracy varies by {100 * world.spread_of_seeds():.1f} points"
+        for rule, p in (("products and seeds alone", both[:, 1]), ("and the exact test", both.max(1))):
+            of_three = np.mean([min(holm(family)) < 0.05 for family in p.reshape(-1, 3).tolist()])
+            print(f"{name + ': ' + rule:72}  one question {np.mean(p < 0.05):.3f}, of three corrected {of_three:.3f}")
 
 
 if __name__ == "__main__":

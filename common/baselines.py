@@ -17,9 +17,9 @@ CELLS = 4  # the picture is cut into 4 x 4 cells, each with histograms of its ow
 
 def majority(experiment: Experiment) -> Experiment:
     """The most frequent train class, for every row that `experiment` was validated on."""
-    guesses = {row: run.report["majority"] for run in experiment.runs for row in _row_keys(run.rows)}
-    predictions = np.array([[guesses[row] for row in _row_keys(experiment.ids)]])
-    return Experiment("majority class", "", [0], experiment.ids, predictions)
+    of_split = {run.run["config"]["split_by"]: run.report["majority"] for run in experiment.runs}
+    predictions = experiment.ids["split_by"].map(of_split).to_numpy()[None]
+    return _baseline("majority class", "", experiment, predictions)
 
 
 def nearest_neighbour(experiment: Experiment) -> Experiment:
@@ -35,10 +35,15 @@ def nearest_neighbour(experiment: Experiment) -> Experiment:
             raise InputError(f"--data {run.config.data} is not what {run.folder} was trained on.")
         near = KNeighborsClassifier(1, metric="manhattan").fit(describe_split(train), train.labels.numpy())
         names = np.array(val.classes)[near.predict(describe_split(val))]
-        guesses |= dict(zip(_row_keys(pd.DataFrame(val.ids())), names, strict=True))
+        ids = pd.DataFrame(val.ids()).assign(split_by=run.run["config"]["split_by"])
+        guesses |= dict(zip(_row_keys(ids), names, strict=True))
     predictions = np.array([[guesses[row] for row in _row_keys(experiment.ids)]])
     what = "crop" if experiment.variant.startswith("crop") else "full"
-    return Experiment("nearest neighbour", what, [0], experiment.ids, predictions)
+    return _baseline("nearest neighbour", what, experiment, predictions)
+
+
+def _baseline(name: str, what: str, experiment: Experiment, predictions: np.ndarray) -> Experiment:
+    return Experiment(name, what, [0], experiment.ids, predictions, shared_products=experiment.shared_products)
 
 
 def describe_split(split: ClassificationDataset, at_once: int = 256) -> np.ndarray:
@@ -76,5 +81,6 @@ def _histogram(axes: Sequence[tuple[np.ndarray, int]], weights: np.ndarray) -> n
 
 
 def _row_keys(rows: pd.DataFrame) -> list[tuple]:
-    """image_id and, should one occur twice, its number among those."""
-    return list(zip(rows["image_id"], rows.groupby("image_id").cumcount(), strict=True))
+    """image_id, fold and, should an id occur twice there, its number among those."""
+    keys = rows[["split_by", "image_id"]]
+    return list(zip(keys["split_by"], keys["image_id"], keys.groupby(list(keys)).cumcount(), strict=True))

@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 
 from common.comparison import Question, Scored
+from common.metrics import calibration_bins
 from common.report import confusion_side, draw_confusion, plt
 
 VARIANT_COLORS = {"full": "#9aa5b1", "full-augment": "#66788a", "crop": "#6baed6", "crop-augment": "#2171b5"}
@@ -46,9 +47,7 @@ def forest(asked: Sequence[Question]) -> plt.Figure:
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(asked)), [question.title for question in asked])
     axis.set_ylim(len(asked) - 0.5, -0.5)
-    axis.set_xlabel(
-        "difference in accuracy, points, with 95 % interval; filled: distinguishable after Holm's correction"
-    )
+    axis.set_xlabel("difference in accuracy, points, with 95 % interval\n(filled: distinguishable, corrected for all)")
     axis.grid(axis="x", alpha=0.3)
     return figure
 
@@ -67,7 +66,7 @@ def confusions(scored: Sequence[Scored]) -> plt.Figure:
     return figure
 
 
-def reliability(scored: Sequence[Scored], bins: int = 10) -> plt.Figure:
+def reliability(scored: Sequence[Scored]) -> plt.Figure:
     """How often the predicted class is right, by its probability; all seeds of an experiment together."""
     columns = min(4, len(scored))
     lines = -(-len(scored) // columns)
@@ -76,18 +75,13 @@ def reliability(scored: Sequence[Scored], bins: int = 10) -> plt.Figure:
     for axis in axes.flat:
         axis.axis("off")
     for axis, one in zip(axes.flat, scored, strict=False):
-        probabilities, right = one.experiment.probabilities.ravel(), one.right.ravel()
-        numbers = np.minimum((probabilities * bins).astype(int), bins - 1)
-        counts = np.bincount(numbers, minlength=bins)
+        counts, expected, right = calibration_bins(one.experiment.probabilities.ravel(), one.right.ravel())
         there = counts > 0
-        share, mean = (
-            np.bincount(numbers, weights=values, minlength=bins)[there] / counts[there]
-            for values in (right, probabilities)
-        )
         axis.axis("on")
         axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
-        axis.bar((np.arange(bins) + 0.5) / bins, counts / counts.sum(), width=0.9 / bins, color="#d5dbe1")
-        axis.plot(mean, share, "o-", color="tab:blue", markersize=4)
+        middles = (np.arange(len(counts)) + 0.5) / len(counts)
+        axis.bar(middles, counts / counts.sum(), width=0.9 / len(counts), color="#d5dbe1")
+        axis.plot(expected[there] / counts[there], right[there] / counts[there], "o-", color="tab:blue", markersize=4)
         axis.set(xlim=(0, 1), ylim=(0, 1))
         axis.set_title(one.name, fontsize=9)
     figure.supxlabel("probability of the predicted class (bars: share of rows)", fontsize=10)

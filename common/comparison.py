@@ -1,5 +1,6 @@
 """The questions that a set of experiments answers, and how sure the answers are."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,8 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from common.config import InputError
-from common.finished import VARIANTS, Experiment
+from common.config import VARIANTS, InputError
+from common.finished import Experiment
 from common.metrics import COUNTED, counts_per_cluster, scores_of_counts
 from common.stats import Estimate, difference, estimate, holm, mcnemar, rows_needed, seeds_p_value
 
@@ -103,10 +104,21 @@ class Question:
         points = f"{100 * change:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
         if not self.decided:
             what = f"{b.model} against {a.model} ({a.variant})" if self.kind == "model" else f"{self.kind}, {a.model}"
-            return f"{what}: not distinguishable on {self.a.n} images, {points}; {self._what_it_takes()}"
+            return f"{what}: not distinguishable {self._on}, {points}; {self._what_it_takes()}"
+        if self.single:
+            points += ", of two runs: other seeds may differ"
         if self.kind == "model":
             return f"{b.model} beats {a.model} ({a.variant}): {points}"
         return f"{self.kind} {'helps' if change > 0 else 'harms'} {a.model}: {points}"
+
+    @property
+    def single(self) -> bool:
+        return min(len(self.a.right), len(self.b.right)) == 1
+
+    @property
+    def _on(self) -> str:
+        seeds = sorted({len(self.a.right), len(self.b.right)})
+        return f"on {self.a.n} images" + ("" if self.single else f" with {' and '.join(map(str, seeds))} seeds")
 
     def _what_it_takes(self) -> str:
         if self.p < 0.05:
@@ -114,11 +126,12 @@ class Question:
         if self.change.value == 0:
             return "the two are equal"
         needed = rows_needed(self.change, self.a.n)
-        if needed is None:
+        if needed is None or self.seeds_p == self.p:
             return "more seeds would be needed"
-        needed = max(needed, self.a.n + 1)
-        digits = max(0, len(str(needed)) - 2)
-        return f"about {round(needed, -digits):,} would be needed for a difference of this size"
+        if needed <= self.a.n:
+            return "some more images would be needed"
+        step = 10 ** max(0, len(str(needed)) - 2)
+        return f"about {math.ceil(needed / step) * step:,} images would be needed for a difference of this size"
 
 
 def ask(kind: str, a: Scored, b: Scored) -> Question:

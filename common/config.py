@@ -122,6 +122,14 @@ class TrainConfig(DataConfig):
         return variant_of(self.crop, self.augment)
 
 
+VARIANTS = {  # and the flags that make them; from the plainest to the one with most
+    "full": (),
+    "full-augment": ("--augment",),
+    "crop": ("--crop",),
+    "crop-augment": ("--crop", "--augment"),
+}
+
+
 def variant_of(crop: bool, augment: str) -> str:
     return ("crop" if crop else "full") + ("" if augment == "none" else "-augment")
 

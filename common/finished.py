@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,15 @@ import pandas as pd
 import safetensors.torch
 from torch import nn
 
-from common.config import InputError, TrainConfig, variant_of
+from common.config import VARIANTS, InputError, TrainConfig, variant_of
 from common.runs import HARMLESS
 
 SCRIPTS = ("train_resnet", "train_vit", "train_custom_cnn", "train_custom_vit")
-VARIANTS = ("full", "full-augment", "crop", "crop-augment")  # from the plainest to the one with most
 IDS = ["image_id", "product_id", "scene_id", "label"]
+PREDICTED = ["prediction", "probability", "loss"]
+RUN_KEYS = ("script", "config", "classes", "data_fingerprint", "parameters", "images_per_second", "seconds", "rows")
+REPORT_KEYS = ("majority", "products")
+CONFIG_KEYS = ("seed", "crop", "augment", "split_by", "recipe")
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,25 @@ class FinishedRun:
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """The run in `folder`; InputError where there is none or a part is missing."""
+    """The run in `folder`; InputError where there is none, or where a part is missing or is not what it should be."""
     if not (folder / "metrics.json").exists():
         state = "an unfinished run" if (folder / "run.json").exists() else "no run"
         raise InputError(f"{folder} holds {state}: name run folders, or folders of run folders.")
     try:
         run, report = (json.loads((folder / name).read_text()) for name in ("run.json", "data_report.json"))
-        rows = pd.read_csv(folder / "predictions.csv", dtype=dict.fromkeys([*IDS, "prediction"], str), na_filter=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is no whole run folder: {error}") from error
+        rows = pd.read_csv(folder / "predictions.csv", dtype=str, na_filter=False)[[*IDS, *PREDICTED]]
+        rows = rows.astype({"probability": float, "loss": float})
+        missing = (
+            {*RUN_KEYS} - run.keys() | {"majority", "products"} - report.keys() | {*CONFIG_KEYS} - run["config"].keys()
+        )
+        if missing:
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+        if len(rows) != run["rows"]["val"] or not len(rows):
+            raise ValueError(f"{len(rows)} predictions of {run['rows']['val']} val rows")
+        if not (rows["probability"].between(0, 1).all() and np.isfinite(rows["loss"]).all()):
+            raise ValueError("a probability or a loss that is none")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder} is no whole run folder: {error}.") from error
     if run["script"] not in SCRIPTS:
         raise InputError(f"{folder} is of {run['script']}, which is none of {', '.join(SCRIPTS)}.")
     return FinishedRun(folder, run, report, rows)
@@ -78,6 +92,9 @@ def find_runs(folders: Sequence[str]) -> list[FinishedRun]:
         inside = sorted(path.parent for path in folder.glob("*/metrics.json"))
         if not inside:
             raise InputError(f"{folder} holds no finished run.")
+        unfinished = {path.parent for path in folder.glob("*/run.json")} - {*inside}
+        if unfinished:
+            print(f"left out, not finished: {', '.join(sorted(map(str, unfinished)))}", file=sys.stderr)
         found += inside
     return [read_run(folder) for folder in dict.fromkeys(found)]
 
@@ -89,7 +106,7 @@ class Experiment:
     model: str  # such as custom_cnn, with what tells it from other experiments of the same script
     variant: str  # full, crop, crop-augment; of a baseline: what it looks at
     seeds: list[int]
-    ids: pd.DataFrame  # (N,) image_id, product_id, scene_id, label; sorted by image_id
+    ids: pd.DataFrame  # (N,) image_id, product_id, scene_id, label, split_by; sorted by image_id
     predictions: np.ndarray  # (S, N) class names
     probabilities: np.ndarray | None = None  # (S, N) of the predicted class
     losses: np.ndarray | None = None  # (S, N) in nats
@@ -98,7 +115,7 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        return f"{self.model} {self.variant}"
+        return f"{self.model} {self.variant}".strip()
 
     def mean_of(self, key: str) -> float:
         """The mean over the runs of a number in run.json."""
@@ -109,12 +126,16 @@ def gather(runs: Sequence[FinishedRun]) -> list[Experiment]:
     """The experiments that `runs` belong to: models in the order of the runs, each one's variants from the plainest.
 
     Raises:
-        InputError: the runs were validated on different rows, a seed occurs twice, or a fold is missing.
+        InputError: the runs read different data, a seed occurs twice, or a fold is missing.
     """
     names = _model_names(runs)
     groups: dict[tuple, dict[int, dict[str, FinishedRun]]] = {}
+    data: dict[tuple, FinishedRun] = {}
     for run in runs:
         config = run.run["config"]
+        same = data.setdefault((config["split_by"], config["crop"]), run)  # bad rows may be others with --crop
+        if same.run["data_fingerprint"] != run.run["data_fingerprint"]:
+            raise InputError(f"{same.folder} and {run.folder} read different data: compare runs of the same.")
         key = names[_options(run)], variant_of(config["crop"], config["augment"])
         folds = groups.setdefault(key, {}).setdefault(config["seed"], {})
         fold = config["split_by"]
@@ -122,11 +143,11 @@ def gather(runs: Sequence[FinishedRun]) -> list[Experiment]:
             raise InputError(f"{folds[fold].folder} and {run.folder} are the same run: same options, same seed.")
         folds[fold] = run
     models = list(dict.fromkeys(model for model, _ in groups))
-    order = sorted(groups, key=lambda key: (models.index(key[0]), VARIANTS.index(key[1])))
+    order = sorted(groups, key=lambda key: (models.index(key[0]), list(VARIANTS).index(key[1])))
     experiments = [_experiment(*key, groups[key]) for key in order]
     first = experiments[0]
     for other in experiments[1:]:
-        if not first.ids[["image_id", "label"]].equals(other.ids[["image_id", "label"]]):
+        if not first.ids[IDS].equals(other.ids[IDS]):
             raise InputError(
                 f"{first.name} and {other.name} were validated on different rows ({len(first.ids)} and "
                 f"{len(other.ids)}): compare runs with the same --data, --limit, --split-by and --bad-rows."
@@ -141,13 +162,13 @@ def _experiment(model: str, variant: str, seeds: dict[int, dict[str, FinishedRun
         missing = int(splits[0].split("/")[1]) - len(splits) if len(folds) > 1 else 0
         if missing or any(fold not in folds for fold in seeds[min(seeds)]):
             raise InputError(f"{model} {variant}, seed {seed}: some folds are missing; finish the study first.")
-        rows = pd.concat([folds[fold].rows for fold in sorted(folds)], ignore_index=True)
+        rows = pd.concat([folds[fold].rows.assign(split_by=fold) for fold in sorted(folds)], ignore_index=True)
         tables.append(rows.sort_values("image_id", kind="stable", ignore_index=True))
         for run in folds.values():
             shared |= set((run.report["products"] or {}).get("shared", []))
-    ids = tables[0][IDS]
+    ids = tables[0][[*IDS, "split_by"]]
     for table in tables[1:]:
-        if not ids.equals(table[IDS]):
+        if not ids.equals(table[[*IDS, "split_by"]]):
             raise InputError(f"the seeds of {model} {variant} were validated on different rows.")
     columns = {name: np.stack([table[name] for table in tables]) for name in ("prediction", "probability", "loss")}
     runs = [run for folds in seeds.values() for run in folds.values()]

@@ -1,4 +1,4 @@
-"""A split of one's own: no group, such as a product, on both sides, and every class in its share (`--split-by`)."""
+"""A split of one's own (`--split-by`): no group, such as a product, on both sides; classes shared out evenly."""
 
 import re
 import warnings

@@ -1,8 +1,8 @@
 """The runs of a study: which they are, what they share, which of them are finished."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import mean
@@ -10,11 +10,10 @@ from statistics import mean
 import psutil
 from accelerate import PartialState
 
-from common.config import InputError, TrainConfig, flag_of, parse
+from common.config import VARIANTS, InputError, TrainConfig, flag_of, parse
 from common.data import load_splits
+from common.finished import read_run
 from common.runs import HARMLESS, data_fingerprint
-
-VARIANTS = {"full": [], "crop": ["--crop"], "crop-augment": ["--crop", "--augment"]}
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,11 @@ def plan(
     Raises:
         InputError: no script has one of the options, or a value is out of range.
     """
-    flags = {script: {flag_of(f.name) for f in fields(config_class)} for script, config_class, _ in experiments}
+    if not experiments:
+        raise InputError("no experiment is left: the lab's recipe has these models in other variants.")
+    flags = {script: set(_flags(config_class)) for script, config_class, _ in experiments}
     for flag in (words[0].split("=")[0] for words in more):
-        if not any(flag.replace("--no-", "--", 1) in own for own in flags.values()):
+        if not any(flag in own for own in flags.values()):
             raise InputError(f"{flag}: none of these scripts has this option: {', '.join(flags)}.")
     jobs = []
     for seed in range(seeds):
@@ -67,7 +68,7 @@ def plan(
             for script, config_class, variant in experiments:
                 argv = list(VARIANTS[variant])
                 for words in more:
-                    if words[0].split("=")[0].replace("--no-", "--", 1) in flags[script]:
+                    if words[0].split("=")[0] in flags[script]:
                         argv += words
                 argv += ["--split-by", f"product_id:{fold}/{folds}"] if fold else []
                 name = f"{script}-{variant}{f'-f{fold}' if fold else ''}-s{seed}"
@@ -76,14 +77,24 @@ def plan(
     return jobs
 
 
+def _flags(config_class: type[TrainConfig]) -> Iterable[str]:
+    for f in fields(config_class):
+        yield flag_of(f.name)
+        if f.default is True:
+            yield flag_of("no_" + f.name)
+
+
 def check_idle(jobs: Sequence[Job]) -> None:
     """Raises InputError if a job's folder is being written, by a study elsewhere or one whose run outlived it."""
-    folders = {str(job.folder): job for job in jobs}
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        for word in process.info["cmdline"] or []:
-            if word in folders:
-                pid = process.info["pid"]
-                raise InputError(f"process {pid} is still at work on {word}: wait for it, or end it with kill {pid}.")
+    folders = {job.folder.resolve(): job.script for job in jobs}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            out = Path(process.cwd(), words[words.index("--out") + 1]).resolve() if "--out" in words[:-1] else None
+            if out in folders and any(word.endswith(f"{folders[out]}.py") for word in words):
+                raise InputError(
+                    f"process {process.pid} is still at work on {out}: wait for it, or end it with kill {process.pid}."
+                )
 
 
 def decode(jobs: Iterable[Job]) -> dict[tuple, str]:
@@ -97,7 +108,7 @@ def decode(jobs: Iterable[Job]) -> dict[tuple, str]:
 
 def seconds_left(waiting: Sequence[Job], done: Sequence[Job]) -> str:
     """An estimate from the finished jobs of the same experiment, else of the same script, else of all."""
-    seconds = {job: json.loads((job.folder / "run.json").read_text())["seconds"] for job in done}
+    seconds = {job: read_run(job.folder).run["seconds"] for job in done}
     total = 0.0
     for job in waiting:
         same = [s for other, s in seconds.items() if (other.script, other.variant) == (job.script, job.variant)]
@@ -112,7 +123,7 @@ def is_finished(job: Job, fingerprint: str) -> bool:
     """Whether the run's folder holds its results; InputError if those are of other options or other data."""
     if not (job.folder / "metrics.json").exists():
         return False
-    there = json.loads((job.folder / "run.json").read_text())
+    there = read_run(job.folder).run
     wanted = {name: value for name, value in asdict(job.config).items() if name not in HARMLESS}
     differ = [
         f"{flag_of(name)} {there['config'].get(name)}" for name, v in wanted.items() if there["config"].get(name) != v

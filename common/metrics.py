@@ -66,11 +66,18 @@ def counts_per_cluster(labels: np.ndarray, predictions: np.ndarray, clusters: np
     return right, predicted, support
 
 
-def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error of the predicted classes' probabilities (N,), in equal bins (Guo et al., 2017)."""
+def calibration_bins(probabilities: np.ndarray, right: np.ndarray, bins: int = 10) -> np.ndarray:
+    """Rows, sum of probabilities and number right (3, bins) of predictions (N,) in equal bins of their probability."""
     numbers = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gaps = np.bincount(numbers, weights=probabilities - right, minlength=bins)
-    return float(np.abs(gaps).sum() / len(right))
+    return np.stack(
+        [np.bincount(numbers, weights=w, minlength=bins) for w in (np.ones(len(right)), probabilities, right)]
+    )
+
+
+def calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error of the predicted classes' probabilities (N,) (Guo et al., 2017)."""
+    _, expected, there = calibration_bins(probabilities, right)
+    return float(np.abs(expected - there).sum() / len(right))
 
 
 def epoch_line(epoch: int, epochs: int, train_loss: float, result: dict, seconds_left: float) -> str:

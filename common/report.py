@@ -110,7 +110,15 @@ def draw_confusion(axis: plt.Axes, counts: np.ndarray, classes: Sequence[str]) -
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.argwhere(counts) if len(classes) <= 60 else ():
         shade = "white" if shares[row, column] > 0.5 else "black"
-        axis.text(column, row, f"{counts[row, column]:.3g}", ha="center", va="center", color=shade, fontsize=9)
+        axis.text(
+            column,
+            row,
+            f"{counts[row, column]:.1f}".removesuffix(".0"),
+            ha="center",
+            va="center",
+            color=shade,
+            fontsize=9,
+        )
     axis.set_xticks(range(len(classes)), classes, rotation=90)
     axis.set_yticks(range(len(classes)), classes)
     axis.set(xlabel="predicted", ylabel="true")

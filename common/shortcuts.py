@@ -53,8 +53,8 @@ def check(runs: Sequence[FinishedRun], out: Path) -> list[dict]:
         )
         low, high = question.change.interval()
         change = f"{100 * question.change.value:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        rows.append([run.folder.name, *(f"{found.value:.3f}" for found in accuracy.values()), change])
-        save_figure(out / f"shortcuts-{run.folder.name}.png", _picture(val, views, guesses))
+        rows.append([str(run.folder), *(f"{found.value:.3f}" for found in accuracy.values()), change])
+        save_figure(out / f"shortcuts-{'-'.join(run.folder.resolve().parts[-2:])}.png", _picture(val, views, guesses))
     write_json(out / "shortcuts.json", results)
     print("\n".join(table(["val accuracy", *VIEWS, "product - background, points"], rows)))
     print(f"\nwritten: {out}/shortcuts.json and pictures")

@@ -65,8 +65,13 @@ def _joined(train: datasets.Dataset, val: datasets.Dataset | None) -> datasets.D
     if val is None:
         return train
     names = [name for name in train.column_names if name in val.column_names]
+    tables = [table.select_columns(names) for table in (train, val)]
+    if "image_id" in names and set(train["image_id"]) & set(val["image_id"]):  # such as a path within its split
+        for i, split in enumerate(("train", "val")):
+            ids = [f"{split}/{name}" for name in tables[i]["image_id"]]
+            tables[i] = tables[i].remove_columns("image_id").add_column("image_id", ids)
     try:
-        return datasets.concatenate_datasets([table.select_columns(names) for table in (train, val)])
+        return datasets.concatenate_datasets(tables)
     except ValueError as error:
         raise InputError(f"train and val cannot be put together for --split-by: {error}") from error
 

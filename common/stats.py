@@ -8,6 +8,7 @@ data whose truth is known; benchmarks/coverage.py sets it beside the percentile 
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,7 @@ class Estimate:
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Symmetric interval: for differences, whose biases cancel. Where no row differs, as wide as Wilson's."""
         margin = self._margin(level) or wilson(0.0, _t(level, self.clusters - 1) ** 2 / self.clusters)[1]
-        return self.value - margin, self.value + margin
+        return max(-1.0, self.value - margin), min(1.0, self.value + margin)
 
     def share_interval(self, level: float = 0.95) -> tuple[float, float]:
         """Wilson's interval for a score in [0, 1], with the effective number of rows that the variance implies.
@@ -81,15 +82,19 @@ def estimate(scores: np.ndarray, without: np.ndarray) -> Estimate:
     """
     seeds, clusters = without.shape
     mean = without.mean(axis=0)
-    image = (clusters - 1) / clusters * ((mean - mean.mean()) ** 2).sum()
+    image = _or_zero((clusters - 1) / clusters * ((mean - mean.mean()) ** 2).sum())
     seed = 0.0
     if seeds > 1:
         pseudo = clusters * scores[:, None] - (clusters - 1) * without  # (S, G), as if each cluster had a score
         rest = pseudo - pseudo.mean(0) - pseudo.mean(1, keepdims=True) + pseudo.mean()
         chance = (rest**2).sum() / ((seeds - 1) * (clusters - 1)) / (seeds * clusters)
-        seed = max(0.0, scores.var(ddof=1) / seeds - chance)  # what the images explain is in `image` already
+        seed = _or_zero(scores.var(ddof=1) / seeds - chance)  # what the images explain is in `image` already
     bias = (clusters - 1) * (mean.mean() - scores.mean())
     return Estimate(float(scores.mean()), float(bias), float(image), float(seed), clusters, seeds - 1)
+
+
+def _or_zero(variance: float) -> float:
+    return variance if variance > 1e-20 else 0.0  # what rounding leaves
 
 
 def difference(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> Estimate:
@@ -114,7 +119,9 @@ def seeds_p_value(scores_a: np.ndarray, scores_b: np.ndarray) -> float | None:
         return None
     if max(np.ptp(scores_a), np.ptp(scores_b)) < 1e-12:
         return float(abs(scores_a[0] - scores_b[0]) < 1e-12)
-    return float(stats.ttest_ind(scores_a, scores_b).pvalue)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the seeds of one experiment may all score the same
+        return float(stats.ttest_ind(scores_a, scores_b).pvalue)
 
 
 def holm(p_values: list[float]) -> list[float]:

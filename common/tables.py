@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 
 from common.comparison import Question, Scored
-from common.findings import confused_pairs, label_candidates, numbers, per_class
 from common.stats import Estimate
 
 TITLES = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "macro_f1": "macro F1"}
 
 
-def markdown(
-    scored: Sequence[Scored], baselines: Sequence[Scored], asked: Sequence[Question], notes: Sequence[str]
-) -> str:
-    """The whole comparison as Markdown, with the pictures that stand beside it."""
+def markdown(scored: Sequence[Scored], baselines: Sequence[Scored], asked: Sequence[Question], found: dict) -> str:
+    """The whole comparison as Markdown, with the pictures beside it; `found` is what comparison.json holds."""
     n, products = scored[0].n, scored[0].clusters.max() + 1
     lines = [
         "# Comparison",
@@ -21,7 +18,7 @@ def markdown(
         "might have been drawn and, where there are several seeds, other seeds.",
         "",
         *[f"- {question.sentence}" for question in asked],
-        *[f"- {note}" for note in notes],
+        *[f"- {note}" for note in found["notes"]],
         "",
         "![Accuracy of each experiment](experiments.png)",
         "",
@@ -38,13 +35,22 @@ def markdown(
             "",
         ]
         lines += [
-            "p decides, corrected for all questions by Holm's method. It is the larger one of two: that of a t-test "
-            "with the variance over products and seeds, and, for single runs, McNemar's exact one, for several seeds "
-            "that of a t-test over the seeds alone, which takes these very images as given.",
+            "Each interval is for one question alone; p decides, corrected for all questions by Holm's method. It is "
+            "the larger one of two: that of a t-test with the variance over products and seeds and, between single "
+            "runs, McNemar's exact one, between experiments of several seeds that of a t-test over the seeds alone, "
+            "which takes these very images as given.",
         ]
-    lines += ["", "## Classes", "", *class_table(scored), "", "![Confusion matrices](confusion.png)", ""]
-    lines += ["", "## Calibration", "", "![Reliability](reliability.png)", "", *calibration_table(scored), ""]
-    candidates = label_candidates(scored)
+    lines += ["", "## Classes", "", *class_table(found["experiments"]), "", "![Confusion matrices](confusion.png)", ""]
+    lines += [
+        "",
+        "## Calibration",
+        "",
+        "![Reliability](reliability.png)",
+        "",
+        *calibration_table(found["experiments"]),
+        "",
+    ]
+    candidates = found["label_candidates"]
     if candidates:
         lines += [
             "## Wrong labels?",
@@ -67,7 +73,7 @@ def score_table(scored: Sequence[Scored], baselines: Sequence[Scored]) -> list[s
         if experiment.runs:
             parameters, rate, seconds = (experiment.mean_of(k) for k in ("parameters", "images_per_second", "seconds"))
             run = [f"{parameters / 1e6:.1f} M", f"{rate:,.0f}", f"{seconds:,.0f} s"]
-        rows.append([one.name.strip(), str(len(one.right)) if experiment.runs else "", *cells, sd, *run])
+        rows.append([one.name, str(len(one.right)) if experiment.runs else "", *cells, sd, *run])
         if one.unseen:
             new = _bracketed(one.unseen.estimates["accuracy"])
             rows.append(
@@ -82,7 +88,7 @@ def short_table(scored: Sequence[Scored], baselines: Sequence[Scored]) -> list[s
     for one in [*scored, *baselines]:
         new = _bracketed(one.unseen.estimates["accuracy"]) if one.unseen else ""
         cells = [_bracketed(one.estimates["accuracy"]), _bracketed(one.estimates["f1"]), new]
-        rows.append([one.name.strip(), str(len(one.right)), *cells])
+        rows.append([one.name, str(len(one.right)), *cells])
     return table(["experiment", "seeds", "accuracy", "F1", "accuracy on new products"], rows)
 
 
@@ -96,28 +102,32 @@ def question_table(asked: Sequence[Question]) -> list[str]:
     return table(["question", "points", "p", "p (Holm)", "McNemar", "seeds"], rows)
 
 
-def class_table(scored: Sequence[Scored]) -> list[str]:
-    """Recall of each class in each experiment, with Wilson's interval in the best one; the most confused pairs."""
-    best = max(scored, key=lambda one: one.estimates["accuracy"].value)
+def class_table(experiments: Sequence[dict]) -> list[str]:
+    """The most accurate experiment's scores of each class, recall with its interval, and its most confused pairs."""
+    best = max(experiments, key=lambda one: one["accuracy"]["value"])
     rows = []
-    for name, found in per_class(best).items():
+    for name, found in best["classes"].items():
         low, high = found["interval"]
         cells = [f"{found[key]:.2f}" for key in ("precision", "recall", "f1")]
         rows.append([name, str(found["rows"]), cells[0], f"{cells[1]} [{low:.2f}, {high:.2f}]", cells[2]])
-    pairs = [f"{p['true']} called {p['predicted']} ({p['rows']:.1f} rows)" for p in confused_pairs(best)]
-    lines = [f"{best.name}, the most accurate:", "", *table(["class", "rows", "precision", "recall", "F1"], rows), ""]
+    pairs = [f"{p['true']} called {p['predicted']} ({p['rows']:.1f} rows)" for p in best["confused"]]
+    lines = [
+        f"{best['name']}, the most accurate:",
+        "",
+        *table(["class", "rows", "precision", "recall", "F1"], rows),
+        "",
+    ]
     return [*lines, f"Most confused: {'; '.join(pairs)}."] if pairs else lines
 
 
-def calibration_table(scored: Sequence[Scored]) -> list[str]:
-    found = [numbers(one) for one in scored]
-    rows = [[one["name"], f"{one['calibration_error']:.3f}", f"{one['log_loss']:.3f}"] for one in found]
+def calibration_table(experiments: Sequence[dict]) -> list[str]:
+    rows = [[one["name"], f"{one['calibration_error']:.3f}", f"{one['log_loss']:.3f}"] for one in experiments]
     return table(["experiment", "expected calibration error", "log loss (nats)"], rows)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table whose columns are aligned in plain text too."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
     return [lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]]

@@ -173,6 +173,34 @@ def test_the_look_of_a_crop_changes_little_when_it_is_saved_anew(rows):
     assert np.mean(np.array(same) <= NEAR) > 0.9 and np.mean(np.array(other) <= NEAR) < 0.001
 
 
+def test_plain_surfaces_are_no_duplicates(load, rows, parquet):
+    colors = iter(np.random.default_rng(0).integers(0, 256, (200, 3)).tolist())
+    plain = {
+        split: [dict(row, image=encoded(Image.new("RGB", (400, 400), tuple(next(colors))))) for row in rows[split]]
+        for split in rows
+    }
+    report = audit(*load(parquet(plain), bad_rows="skip"))
+    assert report["near_duplicates"]["val_rows"] == 0
+
+
+def test_ids_that_both_splits_have_are_told_apart(load, image_folder):
+    """An image folder without ids: train/bed/1.jpg and val/bed/1.jpg are two images."""
+    for split in ("train", "val"):
+        lines = [json.loads(line) for line in Path(image_folder, split, "metadata.jsonl").read_text().splitlines()]
+        files = sorted(Path(image_folder, split).glob("*/*.jpg"))
+        names = {file.name: f"{i:03}.jpg" for i, file in enumerate(files)}
+        for file in files:
+            file.rename(file.with_name(names[file.name]))
+        for line in lines:
+            folder, name = line.pop("file_name").split("/")
+            line["file_name"] = f"{folder}/{names[name]}"
+            del line["image_id"]
+        Path(image_folder, split, "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    train, val = load(image_folder, split_by="image_id:1/4")
+    ids = train.ids()["image_id"] + val.ids()["image_id"]
+    assert len(ids) == len(set(ids)) > 60 and {name.split("/")[0] for name in ids} == {"train", "val"}
+
+
 def test_rare_classes_and_data_without_ids(load, rows, parquet):
     val = rows["val"][:8]
     names = {row["category"].lower() for row in val}

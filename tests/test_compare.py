@@ -44,7 +44,7 @@ def write_run(tmp_path):
         folder = tmp_path / "runs" / f"{script}-{'-'.join(options.split()) or 'full'}".replace("/", "_")
         folder.mkdir(parents=True)
         run = {"script": script, "config": asdict(config), "classes": CLASSES, "data_fingerprint": "x"}
-        run |= {"parameters": 1000, "seconds": 12.0, "images_per_second": 100.0}
+        run |= {"parameters": 1000, "seconds": 12.0, "images_per_second": 100.0, "rows": {"val": len(labels)}}
         both = {"train": 90, "val": 60, "both": len(shared), "val_rows": 0, "shared": sorted(shared)}
         report = {"majority": "chair", "products": both}
         for name, content in (("run.json", run), ("data_report.json", report), ("metrics.json", {})):
@@ -86,6 +86,7 @@ def test_harm_and_the_better_model_are_named(write_run):
     first, second = asked(crop, augment, vit)
     assert first.sentence.startswith("augmentation harms custom_cnn: -40.0 points [-")
     assert second.sentence.startswith("custom_cnn beats custom_vit (crop-augment): +41.7 points [")
+    assert second.sentence.endswith("of two runs: other seeds may differ")
 
 
 def test_five_rows_cannot_be_told_apart_and_the_sentence_says_what_would_be_needed(write_run):
@@ -94,7 +95,7 @@ def test_five_rows_cannot_be_told_apart_and_the_sentence_says_what_would_be_need
     (question,) = asked(full, crop)
     assert question.change.p_value() < 0.05 < question.p == pytest.approx(1 / 16), "McNemar has the last word"
     assert question.sentence.startswith("crop, custom_cnn: not distinguishable on 120 images, +4.2 points [")
-    assert question.sentence.endswith("would be needed for a difference of this size")
+    assert question.sentence.endswith("about 180 images would be needed for a difference of this size")
 
 
 def test_the_same_answers_are_equal_and_not_certain(write_run):
@@ -168,7 +169,7 @@ def test_the_accuracy_on_new_products_has_its_own_line(write_run, tmp_path):
     [
         (dict(labels=LABELS[:100], products=PRODUCTS[:100], predictions=LABELS[:100]), "different rows .120 and 100"),
         (dict(labels=["bed"] * 120), "different rows"),
-        (dict(products=["p"] * 120), "validated on one product only"),
+        (dict(products=["p"] * 120), "different rows"),
     ],
 )
 def test_runs_that_cannot_be_compared(write_run, change, words):
@@ -176,6 +177,47 @@ def test_runs_that_cannot_be_compared(write_run, change, words):
     other = write_run("train_custom_cnn", "--crop", **(dict(predictions=LABELS) | change))
     with pytest.raises(InputError, match=words):
         asked(one, other)
+
+
+def test_one_product_alone_says_nothing_of_others(write_run):
+    with pytest.raises(InputError, match="validated on one product only"):
+        asked(write_run("train_custom_cnn", "", LABELS, products=["p"] * 120))
+
+
+def test_runs_of_different_data_are_refused(write_run):
+    """The same val rows, but train has changed between the two seeds."""
+    runs = [write_run("train_custom_cnn", f"--seed {seed}", LABELS) for seed in (0, 1)]
+    described = json.loads((runs[1] / "run.json").read_text()) | {"data_fingerprint": "y"}
+    (runs[1] / "run.json").write_text(json.dumps(described))
+    with pytest.raises(InputError, match="read different data"):
+        gather(find_runs(map(str, runs)))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("run.json", lambda text: "[]", "no whole run folder"),
+        ("run.json", lambda text: "{", "no whole run folder"),
+        ("run.json", lambda text: text.replace('"seconds"', '"minutes"'), "seconds missing"),
+        ("data_report.json", lambda text: "{}", "majority, products missing"),
+        ("data_report.json", lambda text: "null", "no whole run folder"),
+        (
+            "predictions.csv",
+            lambda text: "".join(text.splitlines(keepends=True)[:50]),
+            "49 predictions of 120 val rows",
+        ),
+        ("predictions.csv", lambda text: text.replace("0.9", "7.5"), "a probability or a loss that is none"),
+        ("predictions.csv", lambda text: text.replace("0.9", "nan"), "a probability or a loss that is none"),
+        ("predictions.csv", lambda text: text.replace("0.9", "much"), "no whole run folder"),
+        ("predictions.csv", lambda text: text.replace("prediction", "guess"), "no whole run folder"),
+    ],
+)
+def test_a_damaged_run_folder_is_named(write_run, file, change, words):
+    run = write_run("train_custom_cnn", "", LABELS)
+    (run / file).write_text(change((run / file).read_text()))
+    with pytest.raises(InputError, match=words) as error:
+        find_runs([str(run)])
+    assert str(run) in str(error.value)
 
 
 def test_the_same_run_twice_no_run_and_half_a_run(write_run, tmp_path):
@@ -261,7 +303,7 @@ def test_a_comparison_of_real_runs_from_the_command_line(real_runs, tmp_path):
         assert 0 <= low < high <= 1
     assert result["experiments"][0]["log_loss"] == pytest.approx(metrics["loss"])
     baselines = {b["name"]: b["accuracy"]["value"] for b in result["baselines"]}
-    assert baselines["majority class "] == pytest.approx(22 / 130)
+    assert baselines["majority class"] == pytest.approx(22 / 130)
     assert baselines["nearest neighbour crop"] > 0.25 > baselines["nearest neighbour full"]
     assert [q["question"] for q in result["questions"]] == [
         "custom_cnn: crop against full", "custom_vit against custom_cnn, crop"
@@ -269,6 +311,7 @@ def test_a_comparison_of_real_runs_from_the_command_line(real_runs, tmp_path):
     page = (tmp_path / "out" / "comparison.md").read_text()
     for question in result["questions"]:
         assert question["sentence"] in page and question["sentence"] in done.stdout
+    assert "115 of 130 val rows show a product that train shows too" in page
     for name in ("experiments", "differences", "confusion", "reliability"):
         assert f"({name}.png)" in page
         with Image.open(tmp_path / "out" / f"{name}.png") as picture:
@@ -278,6 +321,8 @@ def test_a_comparison_of_real_runs_from_the_command_line(real_runs, tmp_path):
 
 def test_one_run_alone_can_be_looked_at(real_runs, tmp_path):
     runs = find_runs([str(real_runs[1]["train_custom_vit", "--crop", 0])])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "differences.png").write_text("of an earlier comparison")
     result = compare.compare(gather(runs), tmp_path / "out")
     assert result["questions"] == [] and not (tmp_path / "out" / "differences.png").exists()
     assert "differences.png" not in (tmp_path / "out" / "comparison.md").read_text()
@@ -292,7 +337,7 @@ def test_baselines_are_left_out_with_a_word_where_the_data_has_changed(real_runs
         (moved / file.name).write_bytes(file.read_bytes())
     (moved / "run.json").write_text(json.dumps(described))
     result = compare.compare(gather(find_runs([str(moved)])), tmp_path / "out")
-    assert len(result["baselines"]) == 1 and "is not what" in result["notes"][0]
+    assert len(result["baselines"]) == 1 and any("is not what" in note for note in result["notes"])
 
 
 def test_shortcuts(real_runs, tmp_path):
@@ -314,7 +359,7 @@ def test_shortcuts(real_runs, tmp_path):
     assert result["accuracy"]["as trained"]["value"] == pytest.approx(metrics["accuracy"]), "the saved weights"
     assert set(result["accuracy"]) == set(VIEWS)
     assert json.loads((tmp_path / "out" / "shortcuts.json").read_text()) == [result]
-    assert (tmp_path / "out" / f"shortcuts-{run.name}.png").exists()
+    assert (tmp_path / "out" / f"shortcuts-{run.parent.name}-{run.name}.png").exists()
 
 
 def test_a_model_is_rebuilt_from_its_folder_without_a_network(real_runs):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -125,6 +126,9 @@ def test_a_run_that_fails_does_not_stop_the_others(start, tmp_path):
         ("--models custom_cnn --seeds 0", 2, "--seeds must be at least 1"),
         ("--models custom_cnn --epochs 0", 1, "--epochs is 0"),
         ("--models cnn", 2, "invalid choice"),
+        ("--models custom_cnn --variants crop --recipe lab", 1, "no experiment is left"),
+        ("--models custom_cnn --no-crop", 1, "--no-crop: none of these scripts has this option"),
+        ("--models custom_cnn --config-file nope.yaml", 2, "nope.yaml: no such file"),
         ("sample", 2, "unrecognized argument: sample"),
         ("--models custom_cnn --data /nowhere/at/all", 1, "no such folder"),
     ],
@@ -157,7 +161,11 @@ def test_the_plan_goes_seed_by_seed_and_gives_each_script_its_options():
         jobs("--patch-size 8")
 
 
-def test_the_time_left_comes_from_the_runs_most_alike(tmp_path):
+def test_the_time_left_comes_from_the_runs_most_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "common.grid.read_run", lambda path: SimpleNamespace(run=json.loads((path / "run.json").read_text()))
+    )
+
     def job(script, variant, seconds=None):
         config = train_custom_cnn.Config(out=str(tmp_path / f"{script}{variant}{seconds}"))
         if seconds:
