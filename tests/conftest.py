@@ -1,6 +1,7 @@
 """Fixtures: the bundled sample as every kind of source, and one pixel cache for the whole test run."""
 
 import json
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,3 +57,12 @@ def image_folder(tmp_path, rows):
             lines.append(json.dumps({"file_name": name, **ids}))
         (tmp_path / "folder" / split / "metadata.jsonl").write_text("\n".join(lines))
     return str(tmp_path / "folder")
+
+
+def wait_for(condition, seconds=120):
+    """Until `condition()` is true; an AssertionError after `seconds`."""
+    for _ in range(20 * seconds):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")

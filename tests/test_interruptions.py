@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from common.data import load_splits
 from common.launch import StopRequest
 from common.sources import clean_category
+from tests.conftest import wait_for
 from train_custom_vit import Config
 
 ROOT = Path(__file__).parent.parent
@@ -38,14 +39,6 @@ def results(folder):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     log = [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
     return (folder / "model.safetensors").read_bytes(), (folder / "predictions.csv").read_bytes(), log
-
-
-def wait_for(condition, seconds=120):
-    for _ in range(20 * seconds):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

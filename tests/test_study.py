@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +17,7 @@ import train_custom_cnn
 import train_resnet
 from common.config import InputError
 from common.grid import Job, plan, seconds_left
+from tests.conftest import wait_for
 
 ROOT = Path(__file__).parent.parent
 # The lab's table on little: two of its four models, two seeds, each run about ten seconds, most of it start-up.
@@ -33,14 +33,6 @@ def start(cache, tmp_path):
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
-
-
-def wait_for(condition, seconds=120):
-    for _ in range(20 * seconds):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
 
 
 def steps(folder):
