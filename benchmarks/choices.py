@@ -1,6 +1,6 @@
 """What each choice in the step and the data path gives, beside what it replaced; for LOG.md.
 
-python benchmarks/choices.py                     # all, 8 minutes on two slow cores, no download
+python benchmarks/choices.py                     # all, 12 minutes on two cores, no download
 python benchmarks/choices.py --only layout decode
 
 Candidates take turns. Rates are medians of --rounds turns; the ratio to the first candidate is the median of the

@@ -1,6 +1,6 @@
 """Where the time goes: this project's path beside a notebook's loop (naive.py) and beside the ceiling, in one run.
 
-python benchmarks/speed.py                            # every part; 40 minutes on two slow cores, no download
+python benchmarks/speed.py                            # every part; 20 minutes on two cores, no download
 python benchmarks/speed.py --parts prepare batches    # some of them
 python benchmarks/speed.py --quick                    # a minute or two: does it run?
 python benchmarks/speed.py --device cuda              # training on a GPU in bf16, with the FLOP utilisation

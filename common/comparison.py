@@ -122,7 +122,7 @@ class Question:
 
     def _what_it_takes(self) -> str:
         if self.p < 0.05:
-            return f"p = {self.p:.3f} alone, but {self.holm_p:.2f} among all questions asked"
+            return f"p = {self.p:.3f} alone, but {self.holm_p:.3f} among all questions asked"
         if self.change.value == 0:
             return "the two are equal"
         needed = rows_needed(self.change, self.a.n)
