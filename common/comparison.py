@@ -31,10 +31,8 @@ class Scored:
         ids, predictions = experiment.ids[chosen], experiment.predictions[:, chosen]
         self.labels = ids["label"].to_numpy()
         self.classes, numbers = np.unique(np.concatenate([self.labels, predictions.ravel()]), return_inverse=True)
-        self.label_numbers, self.prediction_numbers = (
-            numbers[: len(ids)],
-            numbers[len(ids) :].reshape(predictions.shape),
-        )
+        self.label_numbers = numbers[: len(ids)]
+        self.prediction_numbers = numbers[len(ids) :].reshape(predictions.shape)
         self.clusters = cluster_numbers(ids["product_id"].tolist())
         self.right = predictions == self.labels  # (S, N)
         if self.clusters.max() == 0:
@@ -106,7 +104,7 @@ class Question:
             what = f"{b.model} against {a.model} ({a.variant})" if self.kind == "model" else f"{self.kind}, {a.model}"
             return f"{what}: not distinguishable {self._on}, {points}; {self._what_it_takes()}"
         if self.single:
-            points += ", of two runs: other seeds may differ"
+            points += ", of single runs: other seeds may differ"
         if self.kind == "model":
             return f"{b.model} beats {a.model} ({a.variant}): {points}"
         return f"{self.kind} {'helps' if change > 0 else 'harms'} {a.model}: {points}"

@@ -56,7 +56,10 @@ def question_numbers(question: Question) -> dict:
 
 
 def per_class(one: Scored) -> dict[str, dict]:
-    """For each class that occurs: rows, mean precision and F1 over the seeds, and recall with its 95 % interval."""
+    """For each class that occurs: rows, mean precision and F1 over the seeds, and recall with its 95 % interval.
+
+    The interval is Wilson's and takes the rows as independent: few classes have products enough for more.
+    """
     result = {}
     for name in sorted(set(one.labels)):
         rows = one.labels == name

@@ -66,9 +66,7 @@ def read_run(folder: Path) -> FinishedRun:
         run, report = (json.loads((folder / name).read_text()) for name in ("run.json", "data_report.json"))
         rows = pd.read_csv(folder / "predictions.csv", dtype=str, na_filter=False)[[*IDS, *PREDICTED]]
         rows = rows.astype({"probability": float, "loss": float})
-        missing = (
-            {*RUN_KEYS} - run.keys() | {"majority", "products"} - report.keys() | {*CONFIG_KEYS} - run["config"].keys()
-        )
+        missing = {*RUN_KEYS} - run.keys() | {*REPORT_KEYS} - report.keys() | {*CONFIG_KEYS} - run["config"].keys()
         if missing:
             raise ValueError(f"{', '.join(sorted(missing))} missing")
         if len(rows) != run["rows"]["val"] or not len(rows):

@@ -7,60 +7,39 @@ from common.stats import Estimate
 
 TITLES = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "macro_f1": "macro F1"}
 
+P_VALUES = (
+    "Each interval is for one question alone; p decides, corrected for all questions by Holm's method. It is the "
+    "larger one of two: that of a t-test with the variance over products and seeds and, between single runs, McNemar's "
+    "exact one, between experiments of several seeds that of a t-test over the seeds alone, which takes these very "
+    "images as given."
+)
+
 
 def markdown(scored: Sequence[Scored], baselines: Sequence[Scored], asked: Sequence[Question], found: dict) -> str:
     """The whole comparison as Markdown, with the pictures beside it; `found` is what comparison.json holds."""
-    n, products = scored[0].n, scored[0].clusters.max() + 1
-    lines = [
+    n, products, experiments = scored[0].n, scored[0].clusters.max() + 1, found["experiments"]
+    sections = [
         "# Comparison",
-        "",
         f"{n} val images of {products} products. Brackets are 95 % intervals: other images of other products "
         "might have been drawn and, where there are several seeds, other seeds.",
-        "",
-        *[f"- {question.sentence}" for question in asked],
-        *[f"- {note}" for note in found["notes"]],
-        "",
+        [f"- {sentence}" for sentence in [*(question.sentence for question in asked), *found["notes"]]],
         "![Accuracy of each experiment](experiments.png)",
-        "",
-        *score_table(scored, baselines),
+        score_table(scored, baselines),
     ]
     if asked:
-        lines += [
-            "",
+        sections += [
             "## Differences",
-            "",
             "![Differences with intervals](differences.png)",
-            "",
-            *question_table(asked),
-            "",
+            question_table(asked),
+            P_VALUES,
         ]
-        lines += [
-            "Each interval is for one question alone; p decides, corrected for all questions by Holm's method. It is "
-            "the larger one of two: that of a t-test with the variance over products and seeds and, between single "
-            "runs, McNemar's exact one, between experiments of several seeds that of a t-test over the seeds alone, "
-            "which takes these very images as given.",
-        ]
-    lines += ["", "## Classes", "", *class_table(found["experiments"]), "", "![Confusion matrices](confusion.png)", ""]
-    lines += [
-        "",
-        "## Calibration",
-        "",
-        "![Reliability](reliability.png)",
-        "",
-        *calibration_table(found["experiments"]),
-        "",
-    ]
-    candidates = found["label_candidates"]
-    if candidates:
-        lines += [
-            "## Wrong labels?",
-            "",
-            "Most runs call these rows the same other class, weighted by their probability.",
-            "",
-        ]
-        rows = [[r["image_id"], r["label"], r["predicted"], f"{r['weight']:.2f}"] for r in candidates]
-        lines += table(["image", "label", "predicted", "weight"], rows)
-    return "\n".join(lines).rstrip() + "\n"
+    sections += ["## Classes", *class_sections(experiments), "![Confusion matrices](confusion.png)"]
+    sections += ["## Calibration", "![Reliability](reliability.png)", calibration_table(experiments)]
+    if found["label_candidates"]:
+        rows = [[r["image_id"], r["label"], r["predicted"], f"{r['weight']:.2f}"] for r in found["label_candidates"]]
+        what = "Most runs call these rows the same other class, weighted by their probability."
+        sections += ["## Wrong labels?", what, table(["image", "label", "predicted", "weight"], rows)]
+    return "\n\n".join(part if isinstance(part, str) else "\n".join(part) for part in sections if part) + "\n"
 
 
 def score_table(scored: Sequence[Scored], baselines: Sequence[Scored]) -> list[str]:
@@ -97,12 +76,11 @@ def question_table(asked: Sequence[Question]) -> list[str]:
     for q in asked:
         low, high = q.change.interval()
         points = f"{100 * q.change.value:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        other = [f"{p:.3f}" if p is not None else "" for p in (q.mcnemar_p, q.seeds_p)]
-        rows.append([q.title, points, f"{q.p:.4f}", f"{q.holm_p:.4f}", *other])
+        rows.append([q.title, points, *map(_p_value, (q.p, q.holm_p, q.mcnemar_p, q.seeds_p))])
     return table(["question", "points", "p", "p (Holm)", "McNemar", "seeds"], rows)
 
 
-def class_table(experiments: Sequence[dict]) -> list[str]:
+def class_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
     """The most accurate experiment's scores of each class, recall with its interval, and its most confused pairs."""
     best = max(experiments, key=lambda one: one["accuracy"]["value"])
     rows = []
@@ -111,13 +89,9 @@ def class_table(experiments: Sequence[dict]) -> list[str]:
         cells = [f"{found[key]:.2f}" for key in ("precision", "recall", "f1")]
         rows.append([name, str(found["rows"]), cells[0], f"{cells[1]} [{low:.2f}, {high:.2f}]", cells[2]])
     pairs = [f"{p['true']} called {p['predicted']} ({p['rows']:.1f} rows)" for p in best["confused"]]
-    lines = [
-        f"{best['name']}, the most accurate:",
-        "",
-        *table(["class", "rows", "precision", "recall", "F1"], rows),
-        "",
-    ]
-    return [*lines, f"Most confused: {'; '.join(pairs)}."] if pairs else lines
+    confused = f"Most confused: {'; '.join(pairs)}." if pairs else ""
+    scores = table(["class", "rows", "precision", "recall", "F1"], rows)
+    return [f"{best['name']}, the most accurate:", scores, confused]
 
 
 def calibration_table(experiments: Sequence[dict]) -> list[str]:
@@ -131,6 +105,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
     return [lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]]
+
+
+def _p_value(p: float | None) -> str:
+    return "" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def _bracketed(found: Estimate) -> str:

@@ -86,7 +86,7 @@ def test_harm_and_the_better_model_are_named(write_run):
     first, second = asked(crop, augment, vit)
     assert first.sentence.startswith("augmentation harms custom_cnn: -40.0 points [-")
     assert second.sentence.startswith("custom_cnn beats custom_vit (crop-augment): +41.7 points [")
-    assert second.sentence.endswith("of two runs: other seeds may differ")
+    assert second.sentence.endswith("of single runs: other seeds may differ")
 
 
 def test_five_rows_cannot_be_told_apart_and_the_sentence_says_what_would_be_needed(write_run):
