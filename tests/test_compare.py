@@ -162,6 +162,9 @@ def test_the_accuracy_on_new_products_has_its_own_line(write_run, tmp_path):
     run = write_run("train_custom_cnn", "", right_but(range(115, 120)), shared=[f"p{i}" for i in range(50)])
     unseen = Scored(gather(find_runs([str(run)]))[0]).unseen
     assert unseen.n == 20 and unseen.estimates["accuracy"].value == pytest.approx(0.75)
+    unknown = [""] * 4 + PRODUCTS[4:]  # who knows whether train shows them
+    run = write_run("train_custom_cnn", "--crop", LABELS, products=unknown, shared=[f"p{i}" for i in range(50)])
+    assert Scored(gather(find_runs([str(run)]))[0]).unseen.n == 20
 
 
 @pytest.mark.parametrize(
@@ -352,6 +355,9 @@ def test_shortcuts(real_runs, tmp_path):
     assert ((background == trained).all(1) | (background == gray).all(1)).all()
     shown_twice = (product != gray).any(1) & (background != gray).any(1)
     assert not shown_twice.any(), "what shows the product does not show in the background"
+    assert (painted & (background == gray).all(1)).mean() > 0.01, (
+        "at its edge a pixel shows both, and neither view has it"
+    )
     assert set(np.unique(outline)) == {0, 104, 116, 124}
     line = ["--shortcuts", str(run), "--out", str(tmp_path / "out")]
     (result,) = compare.main(line)
