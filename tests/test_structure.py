@@ -74,8 +74,13 @@ def test_command_line(script, capsys):
     assert importlib.import_module(script).__doc__.splitlines()[0] in shown
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("argument", ["--help", "--learning-rate 1", "--epochs 0"])
+@pytest.mark.parametrize(
+    ("script", "argument"),
+    [
+        *((script, argument) for script in SCRIPTS for argument in ("--help", "--learning-rate 1", "--epochs 0")),
+        *((script, "--help") for script in ("study", "compare", "audit")),
+    ],
+)
 def test_the_command_line_is_answered_before_the_imports_that_take_seconds(script, argument):
     command = [sys.executable, "-X", "importtime", f"{script}.py", *argument.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
