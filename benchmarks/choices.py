@@ -53,12 +53,13 @@ def build(name: str, channels_last: bool | None = None) -> nn.Module:
 
 def stepper(model: nn.Module, size: int, *, bf16: bool = False, call: Callable | None = None, **adamw) -> Callable:
     """A function that takes one training step on a fixed batch; `call` stands for the model, such as a compiled one."""
+    call = model if call is None else call
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-4, **(adamw or dict(fused=True)))
     images, labels = torch.randn(16, 3, size, size), torch.randint(0, 12, (16,))
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy((call or model)(images), labels)
+            loss = F.cross_entropy(call(images), labels)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -16,3 +16,10 @@ def test_the_benchmark_runs(tmp_path):
     assert {"command", "rounds", "machine", "growth"} <= results.keys()
     assert results["growth"][0]["case"] == "500 rows" and "500 rows" in done.stdout
     assert all(value > 0 for name, value in results["growth"][0].items() if name != "case")
+
+
+def test_the_comparison_of_choices_runs():
+    command = [sys.executable, "benchmarks/choices.py", "--only", "seeding", "decode", "--rounds", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "one device's" in done.stdout and "1/8" in done.stdout
