@@ -10,6 +10,7 @@ import numpy as np
 
 from common.config import VARIANTS, InputError
 from common.finished import Experiment
+from common.folds import group_numbers
 from common.metrics import COUNTED, counts_per_cluster, scores_of_counts
 from common.stats import Estimate, difference, estimate, holm, mcnemar, rows_needed, seeds_p_value
 
@@ -33,7 +34,7 @@ class Scored:
         self.classes, numbers = np.unique(np.concatenate([self.labels, predictions.ravel()]), return_inverse=True)
         self.label_numbers = numbers[: len(ids)]
         self.prediction_numbers = numbers[len(ids) :].reshape(predictions.shape)
-        self.clusters = cluster_numbers(ids["product_id"].tolist())
+        self.clusters = group_numbers(ids["product_id"])  # rows of one product
         self.right = predictions == self.labels  # (S, N)
         if self.clusters.max() == 0:
             raise InputError(f"{self.name} was validated on one product only: nothing can be said of others.")
@@ -61,12 +62,6 @@ class Scored:
         products = self.experiment.ids["product_id"]
         new = (~products.isin(self.experiment.shared_products) & (products != "")).to_numpy()
         return Scored(self.experiment, new) if products[new].nunique() > 1 and not new.all() else None
-
-
-def cluster_numbers(product_ids: list[str]) -> np.ndarray:
-    """Numbers (N,) from 0: the same for rows of one product; a row without a product is a cluster of its own."""
-    keys = [f"product {name}" if name else f"row {i}" for i, name in enumerate(product_ids)]
-    return np.unique(keys, return_inverse=True)[1]
 
 
 @dataclass

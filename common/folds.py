@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import datasets
@@ -29,6 +30,12 @@ def parse_split(text: str) -> Split:
     return Split(column, fold, folds)
 
 
+def group_numbers(values: Iterable[str | None]) -> np.ndarray:
+    """Numbers (N,) from 0: the same for rows of one value; a row without a value is a group of its own."""
+    keys = [f"value {value}" if value not in (None, "") else f"row {i}" for i, value in enumerate(values)]
+    return np.unique(keys, return_inverse=True)[1]
+
+
 def assign_folds(rows: datasets.Dataset, names: list[str | None], split: Split) -> tuple[list[str], np.ndarray]:
     """The classes, sorted, that occur in two groups or more, and each row's fold (N,), from 1; 0 for other rows.
 
@@ -38,9 +45,7 @@ def assign_folds(rows: datasets.Dataset, names: list[str | None], split: Split) 
     if split.column not in rows.column_names or split.column not in ID_COLUMNS:
         there = [name for name in ID_COLUMNS if name in rows.column_names]
         raise InputError(f"--split-by {split.column}: the data has no such id column, but {', '.join(there)}.")
-    values = rows[split.column]
-    keys = [f"value {value}" if value not in (None, "") else f"row {i}" for i, value in enumerate(values)]
-    groups = np.unique(keys, return_inverse=True)[1]
+    groups = group_numbers(rows[split.column])
     counts = {name: len(set(groups[[i for i, n in enumerate(names) if n == name]])) for name in set(names) - {None}}
     classes = sorted(name for name, count in counts.items() if count >= 2)
     chosen = np.array([i for i, name in enumerate(names) if name in classes], dtype=np.int64)
