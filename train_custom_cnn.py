@@ -1,11 +1,11 @@
-"""Trains an own convolutional network from scratch: blocks of convolution, ReLU and pooling, then two linear layers.
+"""Trains an own convolutional network from scratch: blocks of convolution and batch norm, then one linear layer.
 
 python train_custom_cnn.py --data sample --crop --augment
 accelerate launch train_custom_cnn.py --crop --augment
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.config import InputError, TrainConfig, option, parse, run
 
@@ -13,12 +13,17 @@ from common.config import InputError, TrainConfig, option, parse, run
 @dataclass(frozen=True)
 class Config(TrainConfig):
     image_size: int = 64
-    epochs: int = 20
-    lr: float = 3e-4
+    epochs: int = 80
+    batch_size: int = 32
+    lr: float = 1e-3
+    label_smoothing: float = 0.1
     blocks: str = option(
-        "32k3p2,64k3p2,128k3p2", "a block each: channels, k and kernel size, p and pool size; 'linear' for no ReLU"
+        "32s2-bn,32-bn,32-bn,64s2-bn,64-bn,128s2-bn,128-bn,256s2-bn,256-bn",
+        "a block each: channels, k and kernel size, s and stride, p and pool size, -bn, -res, -linear for no ReLU",
     )
-    hidden: int = option(256, "units of the hidden layer", minimum=1)
+    hidden: int = option(0, "units of a hidden layer on the flattened map; 0: the channels' means, no layer", minimum=0)
+
+    lab = TrainConfig.lab | dict(blocks="32k3p2,64k3p2,128k3p2", hidden=256)
 
 
 if __name__ == "__main__":
@@ -29,7 +34,8 @@ from torch import nn
 
 from common.data import load_splits
 from common.launch import start
-from common.train import parameter_groups, train_model
+from common.step import parameter_groups
+from common.train import train_model
 
 
 @dataclass(frozen=True)
@@ -38,59 +44,62 @@ class Block:
     kernel_size: int = 3
     use_relu: bool = True
     pool_size: int | None = None  # None: no pooling
+    stride: int = 1
+    batch_norm: bool = False
+    residual: bool = False
 
 
 def parse_blocks(text: str) -> list[Block]:
-    """'32k3p2,64linear' is a 3 x 3 convolution to 32 channels, ReLU, 2 x 2 pooling, then one to 64 channels alone."""
+    """'32k3p2,64s2-bn-res' is a 3 x 3 convolution, ReLU and 2 x 2 pooling; then a residual block of stride 2."""
     blocks = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:k(\d+))?(?:p(\d+))?(linear)?", part.strip())
+        match = re.fullmatch(r"(\d+)(?:k(\d+))?(?:s(\d+))?(?:p(\d+))?(-bn)?(-res)?(-?linear)?", part.strip())
         if not match:
-            raise InputError(f"--blocks: {part!r} is no block such as 32, 32k3, 32k3p2 or 32k3p2linear.")
-        channels, kernel_size, pool_size, linear = match.groups()
-        blocks.append(Block(int(channels), int(kernel_size or 3), not linear, int(pool_size) if pool_size else None))
+            raise InputError(f"--blocks: {part!r} is no block such as 32, 32k3p2, 32s2-bn-res or 32-linear.")
+        channels, kernel_size, stride, pool_size = (int(number) if number else None for number in match.groups()[:4])
+        flags = match[7] is None, pool_size, stride or 1, match[5] is not None, match[6] is not None
+        blocks.append(Block(channels, kernel_size or 3, *flags))
     return blocks
 
 
-class CNN(nn.Module):
-    """Images (B, 3, S, S) to logits (B, num_classes)."""
+def convolution(channels: int, block: Block) -> nn.Sequential:
+    size, bias = block.kernel_size, not block.batch_norm
+    layer = nn.Conv2d(channels, block.channels, size, block.stride, padding=size // 2, bias=bias)
+    return nn.Sequential(layer, nn.BatchNorm2d(block.channels)) if block.batch_norm else nn.Sequential(layer)
 
-    def __init__(self, blocks: list[Block], num_classes: int, *, image_size: int, hidden: int):
+
+class Residual(nn.Module):  # two convolutions beside a shortcut (He et al., 2016)
+    def __init__(self, channels: int, block: Block):
         super().__init__()
-        layers, channels, side = [], 3, image_size
-        for block in blocks:
-            if min(block.channels, block.kernel_size) < 1 or block.pool_size == 0:
-                raise InputError(f"{block}: channels, kernel size and pool size must be at least 1.")
-            layers.append(nn.Conv2d(channels, block.channels, block.kernel_size, padding="same"))
-            if block.use_relu:
-                layers.append(nn.ReLU())
-            if block.pool_size:
-                layers.append(nn.MaxPool2d(block.pool_size))
-                side //= block.pool_size
-            channels = block.channels
-        if side == 0:
-            pools = " x ".join(str(block.pool_size) for block in blocks if block.pool_size)
-            raise InputError(f"pooling by {pools} leaves nothing of {image_size} pixels: use a larger --image-size.")
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(channels * side * side, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
-        )
+        second = convolution(block.channels, replace(block, stride=1))
+        self.branch, self.shortcut = nn.Sequential(convolution(channels, block), nn.ReLU(), second), nn.Identity()
+        if channels != block.channels or block.stride > 1:
+            self.shortcut = convolution(channels, replace(block, kernel_size=1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.features(images))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.branch(x) + self.shortcut(x)
 
 
-def build_cnn(blocks: list[Block | dict], num_classes: int, *, image_size: int = 224, hidden: int = 256) -> CNN:
-    """The network of `blocks`, each a `Block` or a dict of its fields, for square images of `image_size` pixels.
+def build_cnn(blocks: list[Block | dict], num_classes: int, *, image_size: int = 224, hidden: int = 256) -> nn.Module:
+    """The network of `blocks`, each a `Block` or a dict of its fields, for images (B, 3, image_size, image_size)."""
+    layers, channels, side = [], 3, image_size
+    for block in (Block(**block) if isinstance(block, dict) else block for block in blocks):
+        if min(block.channels, block.stride) < 1 or block.pool_size == 0 or block.kernel_size % 2 == 0:
+            raise InputError(f"{block}: channels, stride and pool size must be at least 1, the kernel size odd.")
+        layers.append(Residual(channels, block) if block.residual else convolution(channels, block))
+        layers += [nn.ReLU()] if block.use_relu else []
+        layers += [nn.MaxPool2d(block.pool_size)] if block.pool_size else []
+        channels, side = block.channels, -(-side // block.stride) // (block.pool_size or 1)
+    if side == 0:
+        raise InputError(f"the pools leave nothing of {image_size} pixels: use a larger --image-size.")
+    if hidden:
+        head = [nn.Flatten(), nn.Linear(channels * side * side, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)]
+    else:
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)]
+    return nn.Sequential(*layers, *head)
 
-    Raises:
-        InputError: a number below 1, or pools that leave a map of size 0.
-    """
-    blocks = [Block(**block) if isinstance(block, dict) else block for block in blocks]
-    return CNN(blocks, num_classes, image_size=image_size, hidden=hidden)
 
-
-def build_model(config: Config, num_classes: int) -> CNN:
+def build_model(config: Config, num_classes: int) -> nn.Module:
     return build_cnn(parse_blocks(config.blocks), num_classes, image_size=config.image_size, hidden=config.hidden)
 
 

@@ -1,10 +1,11 @@
-"""Trains an own vision transformer from scratch: patches, class token, learned positions, encoder blocks, linear head.
+"""Trains an own vision transformer from scratch: tokens of patches, positions, encoder blocks, mean, linear head.
 
 python train_custom_vit.py --data sample --crop --augment
 accelerate launch train_custom_vit.py --crop --augment
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from common.config import InputError, TrainConfig, option, parse, run
 
@@ -12,17 +13,24 @@ from common.config import InputError, TrainConfig, option, parse, run
 @dataclass(frozen=True)
 class Config(TrainConfig):
     image_size: int = 64
-    epochs: int = 30
-    lr: float = 3e-4
+    epochs: int = 40
+    batch_size: int = 32
+    lr: float = 1e-3
+    label_smoothing: float = 0.1
     patch_size: int = option(8, "side of a patch in pixels", minimum=1)
-    dim: int = option(128, "width of a token", minimum=1)
+    dim: int = option(128, "width of a token", minimum=4)
     depth: int = option(6, "encoder blocks", minimum=1)
     num_heads: int = option(8, "attention heads", minimum=1)
     mlp_ratio: float = option(4.0, "width of the MLP in token widths", minimum=0.01)
+    stem: str = option("conv", "tokens by 3 x 3 convolutions, or each from its patch alone", choices=("conv", "patch"))
+    positions: str = option("sincos", "fixed sines and cosines, or learned", choices=("sincos", "learned"))
+    pool: str = option("mean", "what the head sees: the tokens' mean, or a class token", choices=("mean", "class"))
     norm_first: bool = option(True, "normalise before attention and MLP, or after each residual sum")
     dropout: float = option(0.0, "dropout after attention and within the MLP", minimum=0, maximum=1)
 
-    lab = TrainConfig.lab | dict(patch_size=16, norm_first=False, dropout=0.1)
+    lab = TrainConfig.lab | dict(
+        patch_size=16, stem="patch", positions="learned", pool="class", norm_first=False, dropout=0.1
+    )
 
 
 if __name__ == "__main__":
@@ -33,76 +41,67 @@ from torch import nn
 
 from common.data import load_splits
 from common.launch import start
-from common.train import parameter_groups, train_model
+from common.step import parameter_groups
+from common.train import train_model
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over tokens (B, N, D) (Vaswani et al., 2017)."""
-
-    def __init__(self, dim: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, N, D = x.shape
-        qkv = self.qkv(x).view(B, N, 3, self.num_heads, D // self.num_heads)
-        x = nn.functional.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))  # q, k and v, each (B, H, N, D / H)
-        return self.out(x.transpose(1, 2).reshape(B, N, D))
+def conv_stem(dim: int, patch_size: int) -> nn.Sequential:
+    """3 x 3 convolutions of stride 2, as many as make a token of a patch (Xiao et al., 2021)."""
+    layers, widths = [], [3, *(dim >> i for i in reversed(range(patch_size.bit_length() - 1)))]
+    for before, after in pairwise(widths):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], dim, 1))
 
 
-class Block(nn.Module):
-    """Attention and MLP, each in a residual branch; normalised first as in ViT, or last as in Vaswani et al."""
-
-    def __init__(self, dim: int, num_heads: int, hidden: int, norm_first: bool, dropout: float):
-        super().__init__()
-        self.norm_first = norm_first
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = nn.Sequential(Attention(dim, num_heads), nn.Dropout(dropout))
-        widen, narrow = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.mlp = nn.Sequential(widen, nn.GELU(), nn.Dropout(dropout), narrow, nn.Dropout(dropout))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.norm_first:
-            x = self.norm1(x + self.attention(x))
-            return self.norm2(x + self.mlp(x))
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+def sincos(side: int, dim: int) -> torch.Tensor:
+    """Positions (side * side, dim): sines and cosines of row and column, after Vaswani et al. (2017)."""
+    angles = torch.arange(side)[:, None] / 10_000 ** torch.linspace(0, 1, dim // 4)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, dim / 2)
+    return torch.cat([waves.repeat_interleave(side, dim=0), waves.repeat(side, 1)], dim=1)
 
 
 class ViT(nn.Module):
     """Images (B, 3, S, S) to logits (B, num_classes) (Dosovitskiy et al., 2021)."""
 
-    def __init__(self, image_size, num_classes, patch_size, dim, depth, num_heads, hidden, norm_first, dropout):
+    def __init__(self, image_size, num_classes, *, patch_size, dim, depth, stem, positions, pool, norm_first, **layer):
         super().__init__()
-        self.patches = nn.Conv2d(3, dim, patch_size, stride=patch_size)
-        num_tokens = 1 + (image_size // patch_size) ** 2
-        self.class_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, dim), std=0.02))
-        self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_tokens, dim), std=0.02))
-        self.blocks = nn.Sequential(*[Block(dim, num_heads, hidden, norm_first, dropout) for _ in range(depth)])
+        side, extra = image_size // patch_size, int(pool == "class")
+        self.patches = conv_stem(dim, patch_size) if stem == "conv" else nn.Conv2d(3, dim, patch_size, patch_size)
+        self.class_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(extra, dim), std=0.02))
+        if positions == "sincos":
+            self.positions = nn.Buffer(torch.cat([torch.zeros(extra, dim), sincos(side, dim)]), persistent=False)
+        else:
+            self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(extra + side**2, dim), std=0.02))
+        layer |= dict(activation="gelu", batch_first=True, norm_first=norm_first)
+        self.blocks = nn.Sequential(*[nn.TransformerEncoderLayer(dim, **layer) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim) if norm_first else nn.Identity()  # the last block's output is normalised already
         self.head = nn.Linear(dim, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.patches(images).flatten(2).transpose(1, 2)  # (B, N, D)
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.positions
-        return self.head(self.norm(self.blocks(x))[:, 0])
+        x = self.norm(self.blocks(x))
+        return self.head(x[:, 0] if len(self.class_token) else x.mean(dim=1))
 
 
 def build_vit(
-    image_size, num_classes, *, patch_size=16, dim=128, depth=6, num_heads=8, mlp_ratio=4, norm_first=True, dropout=0.0
+    image_size, num_classes, *, patch_size=16, dim=128, depth=6, num_heads=8, mlp_ratio=4, dropout=0.0, **options
 ) -> ViT:
     """A vision transformer for square images, options as in `Config`; InputError where they do not go together."""
     if image_size % patch_size:
         raise InputError(f"image size {image_size} is not a multiple of patch size {patch_size}.")
-    if dim % num_heads:
-        raise InputError(f"dim {dim} is not a multiple of num_heads {num_heads}.")
-    return ViT(image_size, num_classes, patch_size, dim, depth, num_heads, int(dim * mlp_ratio), norm_first, dropout)
+    if dim % num_heads or dim % 4:
+        raise InputError(f"dim {dim} is not a multiple of num_heads {num_heads} and of 4.")
+    options = dict(stem="patch", positions="learned", pool="class", norm_first=True) | options
+    if options["stem"] == "conv" and (patch_size & (patch_size - 1) or patch_size > dim):
+        raise InputError(f"patch size {patch_size} is no power of 2 up to dim {dim}, as the convolutions need.")
+    layer = dict(nhead=num_heads, dim_feedforward=int(dim * mlp_ratio), dropout=dropout)
+    return ViT(image_size, num_classes, patch_size=patch_size, dim=dim, depth=depth, **layer, **options)
 
 
 def build_model(config: Config, num_classes: int) -> ViT:
-    names = ("patch_size", "dim", "depth", "num_heads", "mlp_ratio", "norm_first", "dropout")
-    return build_vit(config.image_size, num_classes, **{name: getattr(config, name) for name in names})
+    own = ("patch_size", "dim", "depth", "num_heads", "mlp_ratio", "stem", "positions", "pool", "norm_first", "dropout")
+    return build_vit(config.image_size, num_classes, **{name: getattr(config, name) for name in own})
 
 
 def main(argv=None):

@@ -13,6 +13,7 @@ from common.config import InputError, TrainConfig, option, parse, run
 class Config(TrainConfig):
     batch_size: int = 32
     lr: float = 1e-3
+    label_smoothing: float = 0.1
     model: str = option("resnet18", "any torchvision ResNet by its name")
     weights: str = option("imagenet", "'imagenet', 'none' or a file with a state dict")
     freeze: str = option("none", "what is not trained", choices=("none", "backbone"))
@@ -30,7 +31,8 @@ from torch import nn
 
 from common.data import load_splits
 from common.launch import start
-from common.train import parameter_groups, train_model
+from common.step import parameter_groups
+from common.train import train_model
 from common.weights import freeze, load_backbone, torchvision_weights
 
 RESNETS = torchvision.models.list_models(module=torchvision.models, include=["*resnet*", "resnext*"])

@@ -14,6 +14,7 @@ from common.config import InputError, TrainConfig, option, parse, run
 class Config(TrainConfig):
     batch_size: int = 32
     lr: float = 3e-4
+    label_smoothing: float = 0.1
     model: str = option("vit_b_16", "a torchvision ViT, or any timm ViT, by its name")
     weights: str = option("imagenet", "'imagenet', 'none' or a file with a state dict")
     freeze: str = option("none", "what is not trained", choices=("none", "backbone"))
@@ -32,7 +33,8 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from common.data import load_splits
 from common.launch import start
-from common.train import parameter_groups, train_model
+from common.step import parameter_groups
+from common.train import train_model
 from common.weights import freeze, load_backbone, timm_model, torchvision_weights
 
 TORCHVISION_VITS = torchvision.models.list_models(module=torchvision.models, include="vit_*")

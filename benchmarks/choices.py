@@ -23,7 +23,6 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import numpy as np
 import torch
 import torch.nn.functional as F
-from naive import NaiveViT
 from photos import make_photo
 from PIL import Image
 from torch import nn
@@ -33,7 +32,7 @@ import train_custom_vit
 import train_resnet
 from common.launch import keep_freed_memory
 from common.schedule import seed_device
-from common.train import parameter_groups
+from common.step import parameter_groups
 
 MODELS = {
     "ResNet-18, 224 px": (train_resnet, dict(weights="none")),
@@ -105,24 +104,12 @@ def optimizer(rounds: int) -> None:
 
 
 def attention(rounds: int) -> None:
-    def naive(dropout):
-        model = NaiveViT(12)
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
-            if isinstance(module, nn.MultiheadAttention):
-                module.dropout = dropout
-        return stepper(model, 224)
-
-    def own(**options):
-        return stepper(train_custom_vit.build_vit(224, 12, **options), 224)
-
-    candidates = {
-        "TransformerEncoder, dropout 0.1": naive(0.1),
-        "TransformerEncoder": naive(0.0),
-        "own, post-norm, dropout 0.1": own(norm_first=False, dropout=0.1),
-        "own, pre-norm": own(),
+    kinds = {
+        "post-norm, dropout 0.1, the lab's": dict(norm_first=False, dropout=0.1),
+        "post-norm": dict(norm_first=False),
+        "pre-norm": {},
     }
+    candidates = {name: stepper(train_custom_vit.build_vit(224, 12, **kind), 224) for name, kind in kinds.items()}
     alternate("ViT of the lab's size, 224 px", candidates, rounds)
 
 

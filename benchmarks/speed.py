@@ -44,15 +44,17 @@ import train_custom_cnn
 import train_custom_vit
 import train_resnet
 import train_vit
-from common.augment import augment, draw_lab
+from common.batches import draw, make_batch
 from common.config import parse
 from common.crop import crop_image
 from common.data import load_splits, place_pixels
 from common.evaluate import set_train_mode
 from common.launch import keep_freed_memory
-from common.schedule import AUGMENT, RowOrder, generator
-from common.train import train_step
+from common.schedule import RowOrder
+from common.step import train_step
 
+LAB_CNN = "--blocks 32k3p2,64k3p2,128k3p2 --hidden 256"
+LAB_VIT = "--patch-size 16 --stem patch --positions learned --pool class"
 PARTS = {  # and the kinds of photos that they use
     "prepare": ("jpeg", "png"),
     "batches": ("jpeg", "png"),
@@ -136,15 +138,14 @@ def batches(args) -> list[dict]:
     rows = []
     for kind in ("jpeg", "png"):
         for augmented in (False, True):
-            options = settings(args, kind, "--crop", *["--augment"] * augmented)
+            options = settings(args, kind, "--crop", "--batch-size", "16", *["--augment"] * augmented)
             train = load_splits(options)[0]
             order = RowOrder(len(train), 16, 0, shuffle=True)
 
-            def ours(train=train, order=order, augmented=augmented, steps=10 if args.quick else 60):
+            def ours(train=train, order=order, options=options, steps=10 if args.quick else 60):
                 for step in range(steps):
-                    draws = draw_lab(16, generator(0, AUGMENT, step)) if augmented else None
-                    images, crop_sizes, _ = train.batch(order[step], torch.device("cpu"))
-                    augment(images, crop_sizes, draws, fit="squash")
+                    draws = draw(options, step)
+                    make_batch(options, train, order[step], np.arange(16), draws, torch.device("cpu"))
                 return 16 * steps
 
             ours()
@@ -158,8 +159,8 @@ def training(args) -> list[dict]:
     """Steps of 16 cropped and augmented images: the naive loop, this project's step, and the step on a fixed batch."""
     cases = [
         ("ResNet-18, 224 px", train_resnet, "--weights none", "resnet"),
-        ("own CNN of the lab's layers, 224 px", train_custom_cnn, "--image-size 224", "cnn"),
-        ("own ViT of the lab's size, 224 px", train_custom_vit, "--image-size 224 --patch-size 16", "own_vit"),
+        ("own CNN of the lab's layers, 224 px", train_custom_cnn, f"--image-size 224 {LAB_CNN}", "cnn"),
+        ("own ViT of the lab's size, 224 px", train_custom_vit, f"--image-size 224 {LAB_VIT}", "own_vit"),
         ("own CNN as it comes, 64 px", train_custom_cnn, "", None),
         ("own ViT as it comes, 64 px", train_custom_vit, "", None),
     ]
@@ -180,9 +181,8 @@ def training_case(args, name: str, script, options: str, naive_model: str | None
     place_pixels(config, accelerator.device, train)
     set_train_mode(model)
     order, step = RowOrder(len(train), batch_size, 0, shuffle=True), 0
-    images, crop_sizes, labels = train.batch(order[0], accelerator.device)
-    draws = draw_lab(batch_size, generator(0, AUGMENT, 0)).to(accelerator.device)
-    fixed = augment(images, crop_sizes, draws, fit="squash")
+    places = np.arange(batch_size)
+    fixed, labels = make_batch(config, train, order[0], places, draw(config, 0), accelerator.device)
 
     def synchronize():
         if gpu:
@@ -284,6 +284,7 @@ def run(args) -> list[dict]:
             script = ["benchmarks/naive.py", str(args.folder / "png"), "train", "3"]
             if name == "ours":
                 script = ["train_custom_cnn.py", "--data", str(args.folder / "png"), "--crop", "--augment"]
+                script += ["--fit", "squash", "--margin", "0", *LAB_CNN.split(), "--batch-size", "16"]
                 script += ["--epochs", "3", "--out", str(folder / "out"), "--cache", str(folder / "cache")]
             _, took, peak = child(script, HF_HOME=str(folder / "hf"))
             seconds[name].append(took)
@@ -296,15 +297,14 @@ def run(args) -> list[dict]:
 
 
 GROWTH = """
-import json, sys, time, torch, common.train, train_custom_cnn as script
+import json, numpy, sys, time, torch, common.batches, common.train, train_custom_cnn as script
 def measure(config, accelerator, model, optimizer, train, val):
     loaded = time.time()
     order = common.train.RowOrder(len(train), config.batch_size, 0, shuffle=True)
     steps = len(train) // config.batch_size
     for step in range(steps):
-        draws = common.train.draw_lab(config.batch_size, common.train.generator(0, 1, step))
-        images, crop_sizes, _ = train.batch(order[step], accelerator.device)
-        common.train.augment(images, crop_sizes, draws, fit="squash")
+        places, draws = numpy.arange(config.batch_size), common.batches.draw(config, step)
+        common.batches.make_batch(config, train, order[step], places, draws, accelerator.device)
     took = time.time() - loaded
     status = dict(line.split(":") for line in open("/proc/self/status") if line.count(":") == 1)
     memory = {name: int(status[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile")}
@@ -396,7 +396,9 @@ def naive_turns(args, kind: str, *arguments: str) -> Iterator[Callable[[int], tu
 
 
 def data_options(args, kind: str, *more: str) -> list[str]:
-    return ["--data", str(args.folder / kind), "--cache", str(args.folder / "cache"), "--dry-run", *more]
+    """The naive loop stretches the bare box, so this path does too."""
+    folders = ["--data", str(args.folder / kind), "--cache", str(args.folder / "cache")]
+    return [*folders, "--fit", "squash", "--margin", "0", "--dry-run", *more]
 
 
 def settings(args, kind: str, *more: str):

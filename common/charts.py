@@ -9,7 +9,14 @@ from common.comparison import Question, Scored
 from common.metrics import calibration_bins
 from common.report import confusion_side, draw_confusion, plt
 
-VARIANT_COLORS = {"full": "#9aa5b1", "full-augment": "#66788a", "crop": "#6baed6", "crop-augment": "#2171b5"}
+VARIANT_COLORS = {
+    "full": "#9aa5b1",
+    "full-augment": "#66788a",
+    "full-strong": "#3d4c5c",
+    "crop": "#9ecae1",
+    "crop-augment": "#4292c6",
+    "crop-strong": "#08519c",
+}
 BASELINE_COLOR = "#d9c7a3"
 
 

@@ -17,7 +17,9 @@ from common.stats import Estimate, difference, estimate, holm, mcnemar, rows_nee
 STEPS = (  # variants that are compared, and what tells them apart
     ("full", "crop", "crop"),
     ("crop", "crop-augment", "augmentation"),
+    ("crop", "crop-strong", "strong augmentation"),
     ("full", "full-augment", "augmentation"),
+    ("full", "full-strong", "strong augmentation"),
     ("full", "crop-augment", "crop and augmentation"),  # where there is no crop alone
 )
 

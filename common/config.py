@@ -49,11 +49,10 @@ class DataConfig:
         "squash", "how a crop becomes square: stretched, or padded", group="data", choices=("squash", "pad")
     )
     image_size: int = option(224, "side of the square model input in pixels", group="data", minimum=1)
-    val_fraction: float = option(
-        0.0, "share of train to cut off as val where the data has none", group="data", minimum=0, maximum=0.9
-    )
     split_by: str = option(
-        "", "a split of train and val that shares no value of this id: product_id, or product_id:2/5", group="data"
+        "",
+        "a split of train and val that shares no value of this id: product_id, image_id, or a fold, product_id:2/5",
+        group="data",
     )
     limit: int = option(0, "use this many evenly spaced rows of each split; 0 means all", group="data", minimum=0)
     bad_rows: str = option(
@@ -78,8 +77,18 @@ class DataConfig:
 class TrainConfig(DataConfig):
     """The options every training script has. A script gives its own defaults by naming a field again."""
 
+    fit: str = "pad"
     augment: str = option(
-        "none", "'lab': random flip and rotation up to 15 degrees", group="data", choices=("none", "lab")
+        "none",
+        "'lab': random flip and rotation up to 15 degrees; 'strong': also windows, colours, mixup and CutMix",
+        group="data",
+        choices=("none", "lab", "strong"),
+    )
+    background: str = option(
+        "keep",
+        "half of the train images get another background, by their masks: gray, blurred, or that of another image",
+        group="data",
+        choices=("keep", "gray", "blur", "swap"),
     )
     recipe: str = option(
         "default",
@@ -94,6 +103,10 @@ class TrainConfig(DataConfig):
         0.1, "share of the steps in which the lr rises, before its cosine decay", group="training", minimum=0, maximum=1
     )
     weight_decay: float = option(0.05, "decoupled weight decay, on weight matrices only", group="training", minimum=0)
+    label_smoothing: float = option(
+        0.0, "share of each target that goes to all classes alike", group="training", minimum=0, maximum=1
+    )
+    teacher: str = option("", "a finished run whose outputs the model learns from as well", group="training")
     clip_norm: float = option(1.0, "largest gradient norm; 0 means no clipping", group="training", minimum=0)
     accumulate: int = option(1, "pieces a batch is cut into to save memory", group="training", minimum=1)
     seed: int = option(
@@ -113,25 +126,35 @@ class TrainConfig(DataConfig):
     summary: bool = option(False, "print the layer table before training", group="run")
 
     lab: ClassVar[dict] = dict(
-        epochs=3, batch_size=16, lr=1e-3, warmup=0.0, weight_decay=0.0, clip_norm=0.0, image_size=224
+        fit="squash",
+        epochs=3,
+        batch_size=16,
+        lr=1e-3,
+        warmup=0.0,
+        weight_decay=0.0,
+        clip_norm=0.0,
+        label_smoothing=0.0,
+        image_size=224,
     )  # what `--recipe lab` puts in place of the defaults; AdamW without weight decay is Adam
 
     @property
     def variant(self) -> str:
-        """The preprocessing in a word: full, crop, full-augment or crop-augment."""
+        """The preprocessing in a word: such as full, crop or crop-augment; one of `VARIANTS`."""
         return variant_of(self.crop, self.augment)
 
 
 VARIANTS = {  # and the flags that make them; from the plainest to the one with most
     "full": (),
     "full-augment": ("--augment",),
+    "full-strong": ("--augment", "strong"),
     "crop": ("--crop",),
     "crop-augment": ("--crop", "--augment"),
+    "crop-strong": ("--crop", "--augment", "strong"),
 }
 
 
 def variant_of(crop: bool, augment: str) -> str:
-    return ("crop" if crop else "full") + ("" if augment == "none" else "-augment")
+    return ("crop" if crop else "full") + {"none": "", "lab": "-augment"}.get(augment, f"-{augment}")
 
 
 def flag_of(name: str) -> str:

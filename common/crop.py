@@ -52,7 +52,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def crop_image(
-    image: Image.Image, bbox: Sequence[float] | None = None, *, size: int, margin: float = 0.0, fit: str = "squash"
+    image: Image.Image,
+    bbox: Sequence[float] | None = None,
+    *,
+    size: int,
+    margin: float = 0.0,
+    fit: str = "squash",
+    fill: tuple[int, int, int] = PAD_COLOR,
 ) -> tuple[Image.Image, tuple[float, float]]:
     """The part of `image` in `bbox`, as a square.
 
@@ -62,7 +68,7 @@ def crop_image(
         bbox: x, y, width, height in pixels of the upright image; None is the whole image.
         size: side of the result in pixels.
         margin: context kept on each side of the box, as a fraction of that side of the box.
-        fit: "squash" stretches the crop to the square; "pad" keeps its aspect and centres it on `PAD_COLOR`.
+        fit: "squash" stretches the crop to the square; "pad" keeps its aspect and centres it on `fill`.
 
     Returns:
         The RGB image (size, size), and the crop's own width and height in pixels of the upright image.
@@ -96,6 +102,6 @@ def crop_image(
     # The same padding on both sides, so that the centre of the crop is the centre of the square.
     pads = [min(round(size * (1 - side / max(crop_size)) / 2), (size - 1) // 2) for side in crop_size]
     target = size - 2 * pads[0], size - 2 * pads[1]
-    canvas = Image.new("RGB", (size, size), PAD_COLOR)
+    canvas = Image.new("RGB", (size, size), fill)
     canvas.paste(image.resize(target, Image.Resampling.BILINEAR, box=box), tuple(pads))
     return canvas, crop_size

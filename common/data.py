@@ -37,6 +37,7 @@ class ClassificationDataset(torch.utils.data.Dataset):
     problems: list[dict]  # left out by --bad-rows skip: split, row (its number in the source), id, reason
     fingerprint: str  # sha256 of the rows' content (image bytes, boxes, labels), in hex
     device_pixels: torch.Tensor | None = None  # a copy of pixels on a GPU
+    masks: np.ndarray | None = None  # (N, 1, S, S) uint8, of the product; read where a run needs them
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,6 +68,7 @@ class ClassificationDataset(torch.utils.data.Dataset):
             labels=self.labels[chosen],
             rows=self.rows.select(np.flatnonzero(chosen)),
             numbers=self.numbers[chosen],
+            masks=self.masks[chosen] if self.masks is not None else None,
             fingerprint=hashlib.sha256(self.fingerprint.encode() + chosen.tobytes()).hexdigest(),
         )
         return replace(self, **(of_rows | other))
@@ -154,7 +156,7 @@ def _load_split(split, rows, names, classes, config, also) -> ClassificationData
         raise InputError(f"--data {config.data} has no {split} rows with a category.")
     ids, rows = rows["image_id"], rows.select(chosen)
 
-    place = None if config.val_fraction else [split, hashlib.sha256(chosen.tobytes()).hexdigest()]
+    place = [split, hashlib.sha256(chosen.tobytes()).hexdigest()]
     content = content_hash(rows, place, config.cache)
     folder = decoded(split, rows, content, [config, *also])[0]
     unusable = {int(i): reason for i, reason in json.loads((folder / "problems.json").read_text()).items()}

@@ -25,7 +25,7 @@ FILES = ("pixels.npy", "crop_sizes.npy", "hashes.npy", "problems.json")
 SCALED = ("JPEG", "MPO")  # formats that are decoded at the smallest scale that covers the target
 
 
-def content_hash(rows: datasets.Dataset, place: list | None, cache: str) -> str:
+def content_hash(rows: datasets.Dataset, place: list, cache: str) -> str:
     """sha256, in hex, of the image files and boxes of `rows`.
 
     It is remembered in `cache`, because reading a few GB again takes longer than the rest of a start. What it is
@@ -47,7 +47,7 @@ def content_hash(rows: datasets.Dataset, place: list | None, cache: str) -> str:
     return digest.hexdigest()
 
 
-def _memo_key(rows: datasets.Dataset, place: list | None) -> str | None:
+def _memo_key(rows: datasets.Dataset, place: list) -> str | None:
     """What tells `rows` from others without reading an image, or None where nothing does."""
     paths = [file["filename"] for file in rows.cache_files]
     if not paths or pc.struct_field(rows.data.column("image"), "bytes").null_count:
@@ -55,7 +55,7 @@ def _memo_key(rows: datasets.Dataset, place: list | None) -> str | None:
         paths = [image.get("path") if image.get("bytes") is None else None for image, _ in images]
         place = [bbox for _, bbox in images]
     states = [_file_state(path) for path in paths]
-    if place is None or None in states:
+    if None in states:
         return None
     return hashlib.sha256(json.dumps([place, states], default=str).encode()).hexdigest()[:32]
 

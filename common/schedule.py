@@ -7,7 +7,7 @@ import torch
 
 from common.config import TrainConfig
 
-ORDER, AUGMENT, MODEL = range(3)  # the streams of random numbers of a run
+ORDER, AUGMENT, MODEL, BACKGROUND = range(4)  # the streams of random numbers of a run
 
 
 def generator(seed: int, stream: int, *place: int) -> np.random.Generator:

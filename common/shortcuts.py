@@ -8,22 +8,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from common.comparison import Scored, ask
 from common.config import InputError
-from common.crop import PAD_COLOR, crop_image
+from common.crop import PAD_COLOR
 from common.data import ClassificationDataset, load_splits
 from common.evaluate import predict
 from common.files import write_json
 from common.findings import estimate_numbers, question_numbers
 from common.finished import Experiment, FinishedRun
+from common.masks import load_masks
 from common.report import plt, save_figure
 from common.runs import data_fingerprint
-from common.sources import load_tables
 from common.tables import table
 
 VIEWS = ("as trained", "product alone", "background alone", "outline alone")
@@ -71,23 +70,7 @@ def masked_views(run: FinishedRun) -> tuple[ClassificationDataset, dict[str, np.
     train, val = load_splits(config)
     if data_fingerprint(train, val) != run.run["data_fingerprint"]:
         raise InputError(f"--data {config.data} is not what {run.folder} was trained on.")
-    tables = load_tables(config, "mask")
-    rows = tables["all" if config.split_by else "val"].select(val.numbers)
-    rows = rows.cast_column("mask", datasets.Image())
-    masks = np.empty((len(val), 1, config.image_size, config.image_size), np.uint8)
-    for i, row in enumerate(tqdm(rows, desc="masks", disable=None)):
-        if row["mask"] is None:
-            raise InputError(f"val row {val.numbers[i]} has no mask.")
-        bbox = row["bbox"] if config.crop else None
-        try:
-            mask, size = crop_image(
-                row["mask"].convert("L"), bbox, size=config.image_size, margin=config.margin, fit=config.fit
-            )
-        except ValueError as error:
-            raise InputError(f"the mask of val row {val.numbers[i]} does not fit its image: {error}") from error
-        if not np.allclose(size, val.crop_sizes[i]):
-            raise InputError(f"the mask of val row {val.numbers[i]} is not as large as its image.")
-        masks[i] = np.asarray(mask)[:, :, 0]
+    masks = load_masks(config, "val", val)
     pixels, gray = val.pixels[val.index], np.array(PAD_COLOR, np.uint8)[:, None, None]
     product, touched = masks > 127, masks > 0  # at its edge a pixel shows both
     views = np.where(product, pixels, gray), np.where(touched, gray, pixels), np.where(product, gray, np.uint8(0))

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pandas as pd
 
 from common.config import DataConfig, InputError
@@ -51,11 +50,11 @@ def load_tables(config: DataConfig, *more: str) -> dict[str, datasets.Dataset]:
         raise InputError(f"--data {config.data} has no train split; its splits are {', '.join(splits)}.")
     train = splits["train"]
     val = next((splits[name] for name in VAL_NAMES if name in splits), None)
-    if config.val_fraction and (val is not None or config.split_by):
-        there = "--split-by does that already" if config.split_by else "this data has one"
-        raise InputError(f"--val-fraction cuts a val split off train, but {there}: leave the option out.")
     if val is None and not config.split_by:
-        train, val = _cut_val(train, config.val_fraction, list(splits))
+        raise InputError(
+            f"--data {config.data} has no val split, only {', '.join(splits)}: make one with --split-by product_id, or "
+            "--split-by image_id where images do not come in groups."
+        )
     tables = {"all": _joined(train, val)} if config.split_by else {"train": train, "val": val}
     return {split: _needed_columns(split, rows, config, more) for split, rows in tables.items()}
 
@@ -164,20 +163,3 @@ def _numbers(value) -> list[float] | None:
         return [float(v) for v in (json.loads(value) if isinstance(value, str) else value)]
     except (TypeError, ValueError):
         return None
-
-
-def _cut_val(train: datasets.Dataset, fraction: float, names: list[str]) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Train and val from train alone, the same share of each class; the same cut for every seed."""
-    if not fraction:
-        raise InputError(f"the data has no val split, only {', '.join(names)}: cut one off with --val-fraction 0.2.")
-    from sklearn.model_selection import train_test_split  # takes seconds
-
-    categories = np.array(clean_categories(train), dtype=str)
-    _, kind, counts = np.unique(categories, return_inverse=True, return_counts=True)
-    common = np.flatnonzero(counts[kind] > 1)
-    try:
-        _, val = train_test_split(common, test_size=fraction, random_state=0, stratify=categories[common])
-    except ValueError as error:
-        raise InputError(f"--val-fraction {fraction} cannot be cut from {len(train)} rows: {error}") from error
-    rest = np.setdiff1d(np.arange(len(train)), val)
-    return train.select(rest), train.select(np.sort(val))

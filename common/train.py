@@ -10,25 +10,22 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 from torchinfo import summary
 from tqdm import tqdm
 
 from common.audit import audit, describe
-from common.augment import augment, draw_lab
 from common.config import InputError, Interrupted, TrainConfig
-from common.data import ClassificationDataset, place_pixels, to_device
+from common.data import ClassificationDataset, place_pixels
 from common.evaluate import predict, set_train_mode
 from common.files import write_json
 from common.launch import StopRequest
+from common.masks import load_masks
 from common.metrics import epoch_line, scores
 from common.runs import (
     Log,
@@ -40,48 +37,12 @@ from common.runs import (
     unwrapped,
     write_start,
 )
-from common.schedule import AUGMENT, MODEL, RowOrder, generator, get_lr, seed_device
+from common.schedule import RowOrder, get_lr
+from common.step import train_step
+from common.teacher import load_teacher
 
 ADVICE = "the run has diverged. Lower --lr, raise --warmup or set --clip-norm 1."
 LOG_EVERY = 10  # steps between log lines; only these wait for the device
-
-
-def parameter_groups(model: nn.Module, weight_decay: float, lr_scale: Callable[[str], float] = lambda name: 1) -> list:
-    """Optimizer groups of the parameters that are trained, by learning rate and decay.
-
-    Weight decay goes to weight matrices and kernels, not to biases, norms, class tokens and positions. A parameter's
-    learning rate is `lr_scale(name)` times the step's.
-    """
-    groups: dict[tuple[float, float], list] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decay = weight_decay if name.endswith("weight") and parameter.ndim >= 2 else 0.0
-            groups.setdefault((lr_scale(name), decay), []).append(parameter)
-    return [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
-
-
-def train_step(config, accelerator, model, optimizer, train, rows, step) -> torch.Tensor:
-    """One optimizer step on the global batch `rows`; returns this process's mean loss, left on the device."""
-    draws = None
-    if config.augment != "none":
-        draws = draw_lab(config.batch_size, generator(config.seed, AUGMENT, step))
-    pieces = np.arange(config.batch_size).reshape(accelerator.num_processes, config.accumulate, -1)
-    own, total = pieces[accelerator.process_index], torch.zeros((), device=accelerator.device)
-    for i, piece in enumerate(own):
-        dropout = generator(config.seed, MODEL, step, accelerator.process_index, i)
-        seed_device(int(dropout.integers(2**63)), accelerator.device)
-        images, crop_sizes, labels = train.batch(rows[piece], accelerator.device)
-        own_draws = to_device(draws[piece], accelerator.device) if draws is not None else None
-        with nullcontext() if i == len(own) - 1 else accelerator.no_sync(model):
-            logits = model(augment(images, crop_sizes, own_draws, fit=config.fit))
-            loss = F.cross_entropy(logits, labels) / len(own)
-            accelerator.backward(loss)
-        total += loss.detach()
-    if config.clip_norm:
-        accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return total
 
 
 def train_model(
@@ -117,6 +78,9 @@ def train_model(
     identity = run_identity(config, accelerator, train, val)
     model, optimizer = accelerator.prepare(model, optimizer)
     place_pixels(config, accelerator.device, train, val)
+    if config.background != "keep":
+        train.masks = load_masks(config, "train", train)
+    teacher = load_teacher(config, train.classes, accelerator.device)
     progress = {"step": 0, "seconds": 0.0, "train_seconds": 0.0, "best": {"accuracy": -1.0}}
     # Sums since the last log line and the last evaluation: a checkpoint may fall between them.
     progress |= {"window_loss": 0.0, "window_steps": 0, "epoch_loss": 0.0, "epoch_steps": 0}
@@ -146,7 +110,7 @@ def train_model(
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
             try:
-                window += train_step(config, accelerator, model, optimizer, train, order[step], step)
+                window += train_step(config, accelerator, model, optimizer, train, order[step], step, teacher)
             except RuntimeError as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                     raise

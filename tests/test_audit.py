@@ -108,11 +108,6 @@ def test_how_a_split_is_written():
     assert parse_split("product_id") == parse_split("product_id:1/5")
 
 
-def test_val_fraction_and_split_by_do_not_go_together(load):
-    with pytest.raises(InputError, match="--split-by does that already"):
-        load(split_by="product_id", val_fraction=0.2)
-
-
 def test_both_splits_share_one_copy_on_the_device(load, monkeypatch):
     train, val = load(split_by="product_id")
     cuda = torch.device("cuda")

@@ -3,9 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
-from common.augment import MEAN, STD, augment, draw_lab, flip_and_rotate, normalize
+from common.augment import (
+    MEAN,
+    STD,
+    augment,
+    change_color,
+    draw_lab,
+    draw_strong,
+    flip_and_rotate,
+    normalize,
+    strong,
+)
 from common.crop import crop_image
 
 
@@ -63,6 +73,73 @@ def test_draws_are_the_labs_and_each_image_has_its_own():
     assert -15 <= draws[:, 1].min() < -14.9 and 14.9 < draws[:, 1].max() <= 15
     assert draws[:, 1].std() == pytest.approx(30 / 12**0.5, rel=0.02), "uniform"
     assert len(draws[:, 1].unique()) > 19_000
+
+
+STILL = [0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0]  # draws of `strong` that change nothing
+
+
+def test_strong_colours_are_pillows():
+    pictures = [smooth(40, 40, seed=i) for i in range(6)]
+    factors = torch.tensor([[0.7, 1, 1], [1.3, 1, 1], [1, 0.7, 1], [1, 1.3, 1], [1, 1, 0.7], [1.2, 0.8, 1.3]])
+    expected = []
+    for picture, (brightness, contrast, saturation) in zip(pictures, factors.tolist(), strict=True):
+        picture = ImageEnhance.Contrast(ImageEnhance.Brightness(picture).enhance(brightness)).enhance(contrast)
+        expected.append(ImageEnhance.Color(picture).enhance(saturation))
+    ours = change_color(as_batch(pictures).float(), *factors.T)
+    assert (ours - as_batch(expected).float()).abs().max() < 3, "grey levels of 255; Pillow rounds each time"
+
+
+@pytest.mark.parametrize("aspect", [(96, 96), (160, 80), (70, 150)])
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_strong_geometry_is_that_of_the_crop(aspect, fit):
+    """Mirrored, rotated about the window's centre and cut to the window, each picture in its own aspect."""
+    size, (x, y, half_x, half_y) = 96, (0.2, -0.1, 0.6, 0.7)
+    crops, expected = [smooth(*aspect, seed=i) for i in range(len(ANGLES))], []
+    for crop, angle, flip in zip(crops, ANGLES, FLIPS, strict=True):
+        picture = crop if fit == "squash" else crop_image(crop, size=size, fit=fit)[0]  # padding turns with the picture
+        picture = ImageOps.mirror(picture) if flip else picture
+        center = (-x if flip else x), y
+        about = [(1 + c) / 2 * side for c, side in zip(center, picture.size, strict=True)]
+        picture = crop_image(picture.rotate(angle, Image.Resampling.BILINEAR, center=about), size=size)[0]
+        left, top, right, bottom = (
+            size * (1 + c + sign * half) / 2
+            for sign in (-1, 1)
+            for c, half in zip(center, (half_x, half_y), strict=True)
+        )
+        expected.append(picture.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
+    draws = torch.tensor(
+        [[f, a, x, y, half_x, half_y, 1, 1, 1, 0, 0, 0, 0] for f, a in zip(FLIPS, ANGLES, strict=True)]
+    )
+    images = as_batch([crop_image(crop, size=size, fit=fit)[0] for crop in crops])
+    ours = augment(images, torch.tensor([aspect] * len(crops)), draws, fit=fit)
+    difference = (ours - normalize(as_batch(expected))).abs()[:, :, 12:-12, 12:-12] * 255 * 0.225
+    assert difference.mean() < 2, "grey levels of 255"
+    assert (difference > 12).float().mean() < 0.02
+
+
+def test_strong_draws():
+    still = strong(torch.full((1, 3, 8, 8), 90.0), torch.ones(1, 2), torch.tensor([STILL]).float(), fit="squash")
+    torch.testing.assert_close(still, normalize(torch.full((1, 3, 8, 8), 90.0)))
+    draws = draw_strong(20_000, np.random.default_rng(0))
+    mirror, angle, x, y, half_x, half_y, *factors = draws[:, :9].T
+    assert mirror.mean() == pytest.approx(0.5, abs=0.02) and angle.abs().max() <= 15
+    area = half_x * half_y
+    assert 0.35 * 0.74 < area.min() < 0.36 and area.max() == pytest.approx(1, abs=0.01)
+    assert (x.abs() + half_x).max() <= 1.0001 and (y.abs() + half_y).max() <= 1.0001, "within the image"
+    assert (half_x / half_y).max() == pytest.approx(4 / 3, abs=0.01) == 1 / (half_x / half_y).min()
+    for factor in factors:
+        assert 0.7 <= factor.min() < 0.71 and 1.29 < factor.max() <= 1.3
+    assert all(len(column.unique()) > 10_000 for column in (angle, x, y, half_x, *factors)), "each image has its own"
+    area = draws[:, 11] * draws[:, 12]
+    assert (area > 0).float().mean() == pytest.approx(0.3, abs=0.02)
+    assert 0.019 < area[area > 0].min() < 0.025 and 0.29 < area.max() < 0.301
+
+
+def test_an_erased_rectangle_is_of_the_mean_colour():
+    draws = torch.tensor([STILL, [*STILL[:9], 0.5, -0.5, 0.5, 0.5]]).float()
+    whole, erased = strong(torch.full((2, 3, 8, 8), 255.0), torch.ones(2, 2), draws, fit="squash")
+    assert (erased[:, :4, 4:] == 0).all() and (erased == 0).float().mean() == 0.25
+    assert torch.equal(erased[:, 4:], whole[:, 4:]) and (whole != 0).all()
 
 
 def test_normalize_is_that_of_imagenet():

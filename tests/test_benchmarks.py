@@ -5,6 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import sweep
+from common.config import DataConfig, InputError
+from common.data import load_splits
+from common.sources import clean_category
+from tests.conftest import SAMPLE
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -23,3 +32,19 @@ def test_the_comparison_of_choices_runs():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "one device's" in done.stdout and "1/8" in done.stdout
+
+
+def test_a_sweep_sees_no_val_row(tmp_path):
+    """Nor a class that val lacks; and every model gets the same number of trials."""
+    sweep.train_alone("sample", tmp_path)
+
+    def columns(path):
+        rows = pq.read_table(path, columns=["image_id", "category"]).to_pydict()
+        return rows["image_id"], [clean_category(name) for name in rows["category"]]
+
+    (_, train), (val_ids, val) = (columns(SAMPLE / f"{split}-00000-of-00001.parquet") for split in ("train", "val"))
+    ids, names = columns(tmp_path / "train.parquet")
+    assert not set(ids) & set(val_ids) and names == [name for name in train if name in set(val)] != train
+    with pytest.raises(InputError, match="no val split"):
+        load_splits(DataConfig(data=str(tmp_path), cache=str(tmp_path / "cache")))
+    assert all(isinstance(trial, str) or len(trial) == 3 for trial in sweep.TRIALS.values())

@@ -15,7 +15,7 @@ from PIL import Image
 
 import common.pixels
 from common.audit import audit, describe
-from common.config import InputError, TrainConfig
+from common.config import DataConfig, InputError
 from common.data import ClassificationDataset, load_splits
 from common.network import reachable
 from common.sources import clean_categories, clean_category
@@ -26,7 +26,7 @@ def load(cache):
     """`load_splits` on small images in the cache of the test run."""
 
     def load(data, **options):
-        return load_splits(TrainConfig(**dict(data=data, cache=cache, image_size=32, crop=True) | options))
+        return load_splits(DataConfig(**dict(data=data, cache=cache, image_size=32, crop=True) | options))
 
     return load
 
@@ -125,7 +125,7 @@ def test_variants_prepared_together_are_those_prepared_alone(rows, parquet, tmp_
     variants = [dict(), dict(crop=True), dict(crop=True, fit="pad", margin=0.1)]
     same = dict(data=data, image_size=32, bad_rows="skip")
     configs = {
-        name: [TrainConfig(**same, **more, cache=str(tmp_path / name)) for more in variants]
+        name: [DataConfig(**same, **more, cache=str(tmp_path / name)) for more in variants]
         for name in ("alone", "together")
     }
     alone = [load_splits(config) for config in configs["alone"]]
@@ -195,14 +195,12 @@ def test_limit_takes_rows_evenly_and_keeps_the_label_map(load):
 
 def test_val_is_cut_off_by_class_where_there_is_none(load, rows, parquet):
     data = parquet({"train": rows["train"]})
-    with pytest.raises(InputError, match="no val split.*--val-fraction"):
+    with pytest.raises(InputError, match="no val split.*--split-by product_id"):
         load(data)
-    train, val = load(data, val_fraction=0.2)
+    train, val = load(data, split_by="image_id")
     assert len(val) == 13 and len(train) == 52, "13 classes of 5 rows"
     assert val.labels.bincount().tolist() == [1] * 13
-    assert load(data, val_fraction=0.2)[1].ids() == val.ids(), "the same cut again"
-    with pytest.raises(InputError, match="leave the option out"):
-        load("sample", val_fraction=0.2)
+    assert load(data, split_by="image_id")[1].ids() == val.ids(), "the same cut again"
 
 
 BAD = {

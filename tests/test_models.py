@@ -1,5 +1,7 @@
 """The four models: exact sizes, wrong settings, pretrained weights."""
 
+from itertools import pairwise
+
 import pytest
 import safetensors.torch
 import torch
@@ -32,8 +34,17 @@ def test_parameter_counts():
     block = linear(128, 384) + linear(128, 128) + linear(128, 512) + linear(512, 128) + 4 * 128
     tokens = linear(3 * 16 * 16, 128) + 128 + 197 * 128
     assert size(build_vit(224, 12)) == tokens + 6 * block + 2 * 128 + linear(128, 12) == 1_315_212
+    stem = 27 * 32 + 9 * 32 * 64 + 9 * 64 * 128 + 2 * (32 + 64 + 128) + linear(128, 128)
+    ours = train_custom_vit.build_model(train_custom_vit.Config(), 12)
+    assert size(ours) == stem + 6 * block + 2 * 128 + linear(128, 12), "fixed positions, no class token"
     lab = train_custom_vit.Config(**train_custom_vit.Config.lab)
     assert size(train_custom_vit.build_model(lab, 12)) == 1_315_212 - 256, "post-norm has no last norm"
+    widths = [3, 32, 32, 32, 64, 64, 128, 128, 256, 256]
+    ours = train_custom_cnn.build_model(train_custom_cnn.Config(), 12)
+    assert size(ours) == sum(9 * a * b + 2 * b for a, b in pairwise(widths)) + linear(256, 12) == 1_185_580
+    blocks = parse_blocks("32s2-bn,32-bn-res,64s2-bn-res")
+    residual = 9 * 32 * 32 * 2 + 4 * 32 + 9 * 32 * 64 + 9 * 64 * 64 + 32 * 64 + 6 * 64
+    assert size(build_cnn(blocks, 12, hidden=0)) == 27 * 32 + 2 * 32 + residual + linear(64, 12)
     resnet = train_resnet.build_model(train_resnet.Config(weights="none"), 12)
     assert size(resnet) == 11_689_512 - linear(512, 1000) + linear(512, 12)
     vit = train_vit.build_model(train_vit.Config(weights="none"), 12)
@@ -41,17 +52,69 @@ def test_parameter_counts():
 
 
 def test_blocks_of_the_command_line():
-    assert parse_blocks("32k3p2,64k3p2,128k3p2") == LAB_BLOCKS == parse_blocks(train_custom_cnn.Config().blocks)
+    assert parse_blocks("32k3p2,64k3p2,128k3p2") == LAB_BLOCKS == parse_blocks(train_custom_cnn.Config.lab["blocks"])
     assert parse_blocks("8, 16k5linear") == [Block(8, 3, True, None), Block(16, 5, False, None)]
+    assert parse_blocks("8s2-bn-res,9k5s3p4-linear") == [
+        Block(8, stride=2, batch_norm=True, residual=True),
+        Block(9, 5, use_relu=False, pool_size=4, stride=3),
+    ]
     with pytest.raises(InputError, match="'p2' is no block"):
         parse_blocks("32,p2")
 
 
 def test_blocks_may_be_dicts():
     model = build_cnn([{"channels": 4, "use_relu": False}, {"channels": 8, "pool_size": 4}], 3, image_size=16)
-    kinds = [type(layer).__name__ for layer in model.features]
-    assert kinds == ["Conv2d", "Conv2d", "ReLU", "MaxPool2d"]
+    kinds = [type(layer).__name__ for layer in model]
+    assert kinds[:5] == ["Sequential", "Sequential", "ReLU", "MaxPool2d", "Flatten"]
     assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("blocks", ["4s2-bn-res,8s2p3-res", "4k5s3,8k7-bn", "4k1s2-res,4-res-linear"])
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_strides_and_shortcuts_fit(blocks, hidden):
+    for image_size in (31, 32):
+        model = build_cnn(parse_blocks(blocks), 3, image_size=image_size, hidden=hidden)
+        assert model(torch.zeros(2, 3, image_size, image_size)).shape == (2, 3)
+
+
+def test_a_residual_block_adds_its_input():
+    """With a branch of zeros the shortcut is left: the input, or a 1 x 1 convolution to another shape."""
+    same, other = (
+        build_cnn(parse_blocks("3-res-linear"), 2)[0],
+        build_cnn(parse_blocks("4s2-res"), 2)[0],
+    )
+    images = torch.randn(2, 3, 8, 8)
+    for block in (same, other):
+        torch.nn.init.zeros_(block.branch[-1][0].weight), torch.nn.init.zeros_(block.branch[-1][0].bias)
+    assert torch.equal(same(images), images)
+    weight, bias = other.shortcut[0].weight, other.shortcut[0].bias
+    torch.testing.assert_close(other(images), torch.nn.functional.conv2d(images, weight, bias, stride=2))
+
+
+def test_positions_tell_every_place_from_every_other():
+    positions = train_custom_vit.sincos(5, 32)
+    assert positions.shape == (25, 32) and positions.abs().max() <= 1
+    assert torch.cdist(positions, positions).fill_diagonal_(9).min() > 0.1
+    rows, columns = positions.view(5, 5, 32).split(16, dim=2)
+    assert torch.equal(rows[2, 0], rows[2, 4]) and torch.equal(columns[0, 3], columns[4, 3])
+    torch.testing.assert_close(columns[0, 3], rows[3, 0])
+
+
+@pytest.mark.parametrize(
+    "more", [{}, dict(pool="class"), dict(positions="learned"), dict(stem="patch", norm_first=False)]
+)
+def test_every_kind_of_vit_learns_a_batch(more):
+    torch.manual_seed(0)
+    options = dict(stem="conv", positions="sincos", pool="mean") | more
+    model = build_vit(16, 3, patch_size=4, dim=32, depth=2, num_heads=4, **options)
+    images, labels = torch.randn(9, 3, 16, 16), torch.arange(9) % 3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < 0.1
 
 
 @pytest.mark.parametrize(
@@ -59,8 +122,10 @@ def test_blocks_may_be_dicts():
     [
         (lambda: build_vit(224, 12, dim=100, num_heads=8), "dim 100 .*num_heads 8"),
         (lambda: build_vit(100, 12), "image size 100 .*patch size 16"),
-        (lambda: build_cnn(LAB_BLOCKS, 12, image_size=7), "pooling by 2 x 2 x 2 leaves nothing of 7 pixels"),
+        (lambda: build_cnn(LAB_BLOCKS, 12, image_size=7), "nothing of 7 pixels"),
         (lambda: build_cnn([Block(0)], 12), "channels=0"),
+        (lambda: build_cnn([Block(4, 2, stride=2)], 12), "kernel_size=2.*odd"),
+        (lambda: build_vit(24, 12, patch_size=12, stem="conv"), "patch size 12 is no power of 2"),
         (lambda: train_vit.build_model(train_vit.Config(image_size=100, weights="none"), 12), "100 .*patch size 16"),
         (lambda: train_vit.build_model(train_vit.Config(model="vit_x"), 12), "vit_x.*vit_b_16"),
         (lambda: train_vit.build_model(train_vit.Config(model="resnet18", weights="none"), 12), "resnet18"),
@@ -70,22 +135,6 @@ def test_blocks_may_be_dicts():
 def test_a_wrong_combination_names_the_values(build, words):
     with pytest.raises(InputError, match=words):
         build()
-
-
-def test_attention_is_that_of_torch():
-    torch.manual_seed(0)
-    ours = train_custom_vit.Attention(32, 4)
-    reference = torch.nn.MultiheadAttention(32, 4, batch_first=True)
-    reference.load_state_dict(
-        {
-            "in_proj_weight": ours.qkv.weight,
-            "in_proj_bias": ours.qkv.bias,
-            "out_proj.weight": ours.out.weight,
-            "out_proj.bias": ours.out.bias,
-        }
-    )
-    x = torch.randn(2, 7, 32)
-    torch.testing.assert_close(ours(x), reference(x, x, x)[0])
 
 
 @pytest.fixture

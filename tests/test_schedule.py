@@ -8,7 +8,7 @@ from torch import nn
 from common.config import TrainConfig
 from common.evaluate import set_train_mode
 from common.schedule import RowOrder, generator, get_lr
-from common.train import parameter_groups
+from common.step import parameter_groups
 
 
 def test_warm_up_and_cosine():

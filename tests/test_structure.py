@@ -53,7 +53,7 @@ def test_every_option_is_read(script):
     read |= {c.value for c in ast.walk(ast.parse(code[0])) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
     config = importlib.import_module(script).Config
     assert {field.name for field in fields(config)} - read == set()
-    assert len(fields(TrainConfig)) <= 26 and len(fields(config)) - len(fields(TrainConfig)) <= 7
+    assert len(fields(TrainConfig)) <= 28 and len(fields(config)) - len(fields(TrainConfig)) <= 10
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -104,7 +104,7 @@ def test_the_labs_recipe(script):
         (dict(epochs=0), "--epochs is 0: it must be at least 1"),
         (dict(lr=float("nan")), "--lr is nan"),
         (dict(batch_size=-1), "--batch-size is -1"),
-        (dict(val_fraction=1.5), "--val-fraction is 1.5"),
+        (dict(warmup=1.5), "--warmup is 1.5"),
         (dict(augment="heavy"), "--augment is 'heavy': choose from none, lab"),
     ],
 )

@@ -1,0 +1,122 @@
+"""Chooses a script's defaults by cross-validation inside the train split; val is never looked at.
+
+python benchmarks/sweep.py custom_cnn                # three folds of the products for each trial, on the bundled sample
+python benchmarks/sweep.py custom_vit --data Nfiniteai/product-masks-sample
+
+A trial changes one thing of the base, which is the script as it comes with `--crop --augment strong`. Every model gets
+the same number of trials. Writes OUT/MODEL/TRIAL/fold-K, and the table to OUT/MODEL/sweep.md and sweep.json; finished
+runs are kept, so that a sweep can be stopped and gone on with. OMP_NUM_THREADS=1 leaves a core to another sweep.
+"""
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from common.comparison import Scored, ask
+from common.config import DataConfig, run
+from common.files import whole, write_json
+from common.finished import find_runs, gather
+from common.sources import clean_categories, load_tables
+from common.stats import holm
+from common.tables import table
+
+TRIALS = {
+    "base": "",
+    "lr a third": "--lr 3e-4",
+    "lr three times": "--lr 3e-3",
+    "twice the epochs": "--epochs 80",
+    "no augmentation": "--augment none",
+    "lab's augmentation": "--augment lab",
+    "stretched crop": "--fit squash",
+    "no margin": "--margin 0",
+    "no label smoothing": "--label-smoothing 0",
+    "another net": {
+        "custom_cnn": "--blocks 32s2-bn,32-bn,32-bn,64s2-bn,64-bn,128s2-bn,128-bn,256s2-bn,256-bn",
+        "custom_vit": "--stem patch",
+        "resnet": "--batch-size 16",
+    },
+    "and another": {
+        "custom_cnn": "--blocks 32s2,32-res,64s2-res,128s2-res,256s2-res",
+        "custom_vit": "--positions learned",
+        "resnet": "--weight-decay 0.3",
+    },
+    "and one more": {
+        "custom_cnn": "--hidden 256",
+        "custom_vit": "--pool class",
+        "resnet": "--clip-norm 0",
+    },
+}
+
+
+def train_alone(data: str, folder: Path) -> None:
+    """The train split of `data`, without the classes that val lacks, as a folder of its own."""
+    if (folder / "train.parquet").exists():
+        return
+    tables = load_tables(DataConfig(data=data, crop=True))
+    names, kept = clean_categories(tables["train"]), set(clean_categories(tables["val"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole(folder / "train.parquet") as partial:
+        tables["train"].select([i for i, name in enumerate(names) if name in kept]).to_parquet(partial)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=("custom_cnn", "custom_vit", "resnet"))
+    parser.add_argument("--data", default="sample", help="as in the scripts; its train split is used")
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
+    options = parser.parse_args(argv)
+    data, root = options.out / "data", options.out / options.model
+    train_alone(options.data, data)
+    script = importlib.import_module(f"train_{options.model}")
+    base = f"--data {data} --crop --augment strong"
+    if options.model == "resnet":
+        base += " --weights none --image-size 64 --epochs 40"
+
+    scored, seconds = {}, {}
+    for name, changes in TRIALS.items():
+        change = changes if isinstance(changes, str) else changes[options.model]
+        folder = root / (change.replace("--", "").replace(" ", "-").replace(",", "-") or "base")
+        for fold in range(1, options.folds + 1):
+            out = folder / f"fold-{fold}"
+            if not (out / "metrics.json").exists():
+                print(f"{name}, fold {fold}", flush=True)
+                line = f"{base} {change} --split-by product_id:{fold}/{options.folds} --out {out} --resume"
+                with contextlib.redirect_stdout(open(os.devnull, "w")):
+                    script.main(line.split())
+        runs = find_runs([str(folder)])
+        name = change or "base"
+        scored[name], seconds[name] = Scored(gather(runs)[0]), sum(run.run["train_seconds"] for run in runs)
+
+    asked = {name: ask("model", scored["base"], one) for name, one in scored.items() if name != "base"}
+    corrected = dict(zip(asked, holm([question.p for question in asked.values()]), strict=True))
+    rows, results = [], []
+    for name, one in sorted(scored.items(), key=lambda item: -item[1].estimates["accuracy"].value):
+        accuracy, result = one.estimates["accuracy"], {"trial": name, "seconds": seconds[name]}
+        low, high = accuracy.interval()
+        result |= {"accuracy": accuracy.value, "low": low, "high": high}
+        row = [name, f"{accuracy.value:.3f} [{low:.3f}, {high:.3f}]"]
+        if name in asked:
+            low, high = asked[name].change.interval()
+            result |= {"change": asked[name].change.value, "change_low": low, "change_high": high}
+            result |= {"p": asked[name].p, "holm_p": corrected[name]}
+            row += [
+                f"{100 * asked[name].change.value:+.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+                f"{corrected[name]:.3f}",
+            ]
+        results.append(result)
+        rows.append([*row, *[""] * (4 - len(row)), f"{seconds[name]:.0f}"])
+    lines = table(["trial", f"accuracy, n = {scored['base'].n}", "points to base", "p (Holm)", "seconds"], rows)
+    with whole(root / "sweep.md") as partial:
+        partial.write_text("\n".join(lines) + "\n")
+    write_json(root / "sweep.json", results)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run(main)

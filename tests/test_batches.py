@@ -1,0 +1,126 @@
+"""Mixed images and their targets, the same however a batch is cut into pieces."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from common.augment import normalize
+from common.batches import Draws, draw, make_batch
+from common.config import InputError, TrainConfig
+from common.data import load_splits
+from common.masks import load_masks
+from common.mix import CUTMIX, MIXUP, draw_mix, mix
+from common.sources import load_tables
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small(cache):
+    """A function that gives a configuration with the given options, and its train split of 40 crops."""
+
+    def small(batch_size=12, **options):
+        base = dict(data="sample", limit=40, image_size=32, crop=True, batch_size=batch_size, cache=cache)
+        config = TrainConfig(**base, **options)
+        train = load_splits(config)[0]
+        if config.background != "keep":
+            train.masks = load_masks(config, "train", train)
+        return config, train
+
+    return small
+
+
+def test_mixup_and_cutmix():
+    images, others = torch.ones(3, 3, 8, 8), torch.zeros(3, 3, 8, 8)
+    draws = torch.tensor([[0.3, 0, 0, 0, 0], [1, 0.5, -0.5, 0.5, 0.5], [1, 0, 0, 0, 0]])
+    mixed, share = mix(images, others, draws)
+    torch.testing.assert_close(mixed[0], torch.full((3, 8, 8), 0.3))
+    assert torch.equal(mixed[1, :, :4, 4:], others[1, :, :4, 4:]), "the upper right quarter"
+    assert mixed[1].sum() == 3 * 48 and torch.equal(mixed[2], images[2])
+    torch.testing.assert_close(share, torch.tensor([[0.3], [0.75], [1]]))
+
+
+def test_a_box_that_reaches_out_counts_only_what_is_inside():
+    _, share = mix(torch.ones(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), torch.tensor([[1.0, 1.0, 1.0, 0.5, 0.5]]))
+    assert share.item() == 1 - 4 / 64
+
+
+def test_draws_of_mix():
+    partner, draws = draw_mix(20_000, np.random.default_rng(0))
+    assert sorted(partner) == list(range(20_000))
+    share, box = draws[:, 0], draws[:, 3]
+    assert (share < 1).float().mean() == pytest.approx(MIXUP, abs=0.02)
+    assert (box > 0).float().mean() == pytest.approx(CUTMIX, abs=0.02)
+    assert not ((share < 1) & (box > 0)).any(), "an image gets one of the two"
+    assert (box[box > 0] ** 2).mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("background", ["keep", "swap"])
+@pytest.mark.parametrize("augment", ["none", "lab", "strong"])
+def test_a_batch_is_the_same_in_pieces(small, augment, background):
+    config, train = small(augment=augment, background=background)
+    rows = np.arange(20, 32)
+    whole = make_batch(config, train, rows, np.arange(12), draw(config, 3), CPU)
+    pieces = [make_batch(config, train, rows, piece, draw(config, 3), CPU) for piece in np.split(np.arange(12), 3)]
+    for one, parts in zip(whole, zip(*pieces, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(parts), one)
+    images, targets = whole
+    assert images.shape == (12, 3, 32, 32) and images.dtype == torch.float32
+    if augment == "strong":
+        torch.testing.assert_close(targets.sum(1), torch.ones(12))
+        own = targets[torch.arange(12), train.labels[rows]]
+        assert (own < 1).any() and not torch.equal(draw(config, 3).mix, draw(config, 4).mix)
+    else:
+        assert torch.equal(targets, train.labels[rows])
+
+
+@pytest.mark.parametrize("kind", ["gray", "blur", "swap"])
+def test_only_the_background_is_replaced(small, kind):
+    config, train = small(background=kind)
+    rows, draws = np.arange(12), draw(config, 0)
+    plain = train.batch(rows, CPU)[0]
+    images, labels = make_batch(config, train, rows, rows, draws, CPU)
+    assert torch.equal(labels, train.labels[rows]) and 0 < draws.replaced.sum() < 12
+    changed = (images - normalize(plain)).abs().amax(1) > 0.02  # (B, S, S), grey levels apart
+    product, background = torch.from_numpy(train.masks[rows, 0]) == 255, torch.from_numpy(train.masks[rows, 0]) == 0
+    assert not changed[~draws.replaced].any() and not changed[product].any()
+    assert changed[background & draws.replaced[:, None, None]].float().mean() > 0.2, "the padding is gray before"
+    if kind == "gray":
+        assert images[draws.replaced].permute(0, 2, 3, 1)[background[draws.replaced]].abs().max() < 0.02
+    if kind == "swap":
+        i = int(draws.replaced.nonzero()[0])
+        other = draws.scene[i]
+        both = background[i] & background[other]
+        torch.testing.assert_close(images[i][:, both], normalize(plain[other])[:, both], atol=1e-3, rtol=0)
+        hole = images[i][:, background[i] & product[other]]
+        assert hole.std(1).max() < 1e-3, "the other product is painted over with one colour"
+
+
+def test_masks_are_cut_as_the_images_are(small):
+    _, train = small(background="gray")
+    tables = load_tables(small(background="keep")[0], "mask")["train"].select(train.numbers[:3])
+    for mask, row in zip(train.masks, tables.cast_column("mask", datasets.Image()), strict=False):
+        x, y, w, h = row["bbox"]
+        whole = np.asarray(row["mask"].convert("L").crop((x, y, x + w, y + h)))
+        assert (mask > 127).mean() * max(w, h) ** 2 == pytest.approx((whole > 127).sum(), rel=0.1)
+        assert mask.shape == (1, 32, 32)
+
+
+def test_data_without_masks(parquet, rows, cache):
+    data = parquet({split: [{k: v for k, v in r.items() if k != "mask"} for r in rows[split]] for split in rows})
+    config = TrainConfig(data=data, image_size=32, cache=cache)
+    with pytest.raises(InputError, match="train lacks mask"):
+        load_masks(config, "train", load_splits(config)[0])
+
+
+def test_the_targets_are_those_of_the_images(small):
+    config, train = small(batch_size=2)
+    rows = np.array([0, len(train) - 1])
+    still = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0.0]]).repeat(2, 1)
+    draws = Draws(still, np.array([1, 0]), torch.tensor([[0.25, 0, 0, 0, 0], [1.0, 0, 0, 0, 0]]))
+    images, targets = make_batch(config, train, rows, np.arange(2), draws, CPU)
+    first, last = train[0][0], train[len(train) - 1][0]
+    torch.testing.assert_close(images, torch.stack([0.25 * first + 0.75 * last, last]), atol=1e-4, rtol=0)
+    assert targets[0, train.labels[0]] == 0.25 and targets[0, train.labels[-1]] == 0.75
+    assert targets[1, train.labels[-1]] == 1
