@@ -21,7 +21,7 @@ from train_custom_vit import Config
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = "train_custom_vit"
-SMALL = "--image-size 32 --dim 32 --depth 2 --num-heads 4 --patch-size 8 --stem patch --crop --augment strong --batch-size 12"
+SMALL = "--image-size 32 --dim 32 --depth 2 --num-heads 4 --stem patch --crop --augment strong --batch-size 12"
 
 
 def command(folder, cache, more=""):
