@@ -100,7 +100,8 @@ def build_cnn(blocks: list[Block | dict], num_classes: int, *, image_size: int =
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
-    return build_cnn(parse_blocks(config.blocks), num_classes, image_size=config.image_size, hidden=config.hidden)
+    model = build_cnn(parse_blocks(config.blocks), num_classes, image_size=config.image_size, hidden=config.hidden)
+    return model.to(memory_format=torch.channels_last)  # the faster convolutions
 
 
 def main(argv=None):
@@ -109,7 +110,7 @@ def main(argv=None):
         build_model(config, num_classes=2)  # options that do not go together fail here, before the data is read
     accelerator = start(config)
     train, val = load_splits(config)
-    model = build_model(config, len(train.classes)).to(memory_format=torch.channels_last)  # the faster convolutions
+    model = build_model(config, len(train.classes))
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)
     return train_model(config, accelerator, model, optimizer, train, val)
 

@@ -48,7 +48,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     model.fc = nn.Linear(model.fc.in_features, num_classes)
     if config.freeze == "backbone":
         freeze(model, model.fc)
-    return model
+    return model.to(memory_format=torch.channels_last)  # the faster convolutions
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -62,7 +62,7 @@ def main(argv=None):
     config = parse(Config, argv)
     accelerator = start(config)
     train, val = load_splits(config)
-    model = build_model(config, len(train.classes)).to(memory_format=torch.channels_last)  # the faster convolutions
+    model = build_model(config, len(train.classes))
     return train_model(config, accelerator, model, build_optimizer(config, model), train, val)
 
 

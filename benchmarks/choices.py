@@ -46,8 +46,9 @@ def build(name: str, channels_last: bool | None = None) -> nn.Module:
     script, options = MODELS[name]
     torch.manual_seed(0)
     model = script.build_model(script.Config(**options), 12)
-    channels_last = script is not train_custom_vit if channels_last is None else channels_last
-    return model.to(memory_format=torch.channels_last) if channels_last else model
+    if channels_last is None:  # as the script has it
+        return model
+    return model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def stepper(model: nn.Module, size: int, *, bf16: bool = False, call: Callable | None = None, **adamw) -> Callable:

@@ -7,10 +7,8 @@ import pandas as pd
 from matplotlib.colors import rgb_to_hsv
 from sklearn.neighbors import KNeighborsClassifier
 
-from common.config import InputError
-from common.data import ClassificationDataset, load_splits
+from common.data import ClassificationDataset
 from common.finished import Experiment
-from common.runs import data_fingerprint
 
 CELLS = 4  # the picture is cut into 4 x 4 cells, each with histograms of its own
 
@@ -30,9 +28,7 @@ def nearest_neighbour(experiment: Experiment) -> Experiment:
     """
     guesses = {}
     for run in {run.run["config"]["split_by"]: run for run in experiment.runs}.values():
-        train, val = load_splits(run.config)
-        if data_fingerprint(train, val) != run.run["data_fingerprint"]:
-            raise InputError(f"--data {run.config.data} is not what {run.folder} was trained on.")
+        train, val = run.splits()
         near = KNeighborsClassifier(1, metric="manhattan").fit(describe_split(train), train.labels.numpy())
         names = np.array(val.classes)[near.predict(describe_split(val))]
         ids = pd.DataFrame(val.ids()).assign(split_by=run.run["config"]["split_by"])

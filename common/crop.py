@@ -39,6 +39,11 @@ def grow_box(bbox: Sequence[float], margin: float, width: int, height: int) -> t
     )
 
 
+def padding(crop_size: Sequence[float], size: int) -> tuple[int, int]:
+    """Pixels left and right of a crop, and above and below it, in a square of `size`: its centre stays the centre."""
+    return tuple(min(round(size * (1 - side / max(crop_size)) / 2), (size - 1) // 2) for side in crop_size)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode as RGB: 16-bit grey is scaled to 8 bits, transparency lies on white; ValueError for 32-bit grey."""
     if image.mode in ("I", "F"):
@@ -99,9 +104,8 @@ def crop_image(
     box = left - outer[0], top - outer[1], right - outer[0], bottom - outer[1]
     if fit == "squash":
         return image.resize((size, size), Image.Resampling.BILINEAR, box=box), crop_size
-    # The same padding on both sides, so that the centre of the crop is the centre of the square.
-    pads = [min(round(size * (1 - side / max(crop_size)) / 2), (size - 1) // 2) for side in crop_size]
+    pads = padding(crop_size, size)
     target = size - 2 * pads[0], size - 2 * pads[1]
     canvas = Image.new("RGB", (size, size), fill)
-    canvas.paste(image.resize(target, Image.Resampling.BILINEAR, box=box), tuple(pads))
+    canvas.paste(image.resize(target, Image.Resampling.BILINEAR, box=box), pads)
     return canvas, crop_size

@@ -14,7 +14,8 @@ import safetensors.torch
 from torch import nn
 
 from common.config import VARIANTS, InputError, TrainConfig, variant_of
-from common.runs import HARMLESS
+from common.data import ClassificationDataset, load_splits
+from common.runs import HARMLESS, data_fingerprint
 
 SCRIPTS = ("train_resnet", "train_vit", "train_custom_cnn", "train_custom_vit")
 IDS = ["image_id", "product_id", "scene_id", "label"]
@@ -56,6 +57,13 @@ class FinishedRun:
             raise InputError(f"the weights in {self.folder} do not fit its run.json: {error}") from error
         return model.eval()
 
+    def splits(self) -> tuple[ClassificationDataset, ClassificationDataset]:
+        """The train and val split that the run used; InputError where the data is gone, or not what it was."""
+        train, val = load_splits(self.config)
+        if data_fingerprint(train, val) != self.run["data_fingerprint"]:
+            raise InputError(f"--data {self.config.data} is not what {self.folder} was trained on.")
+        return train, val
+
 
 def read_run(folder: Path) -> FinishedRun:
     """The run in `folder`; InputError where there is none, or where a part is missing or is not what it should be."""
@@ -69,6 +77,8 @@ def read_run(folder: Path) -> FinishedRun:
         missing = {*RUN_KEYS} - run.keys() | {*REPORT_KEYS} - report.keys() | {*CONFIG_KEYS} - run["config"].keys()
         if missing:
             raise ValueError(f"{', '.join(sorted(missing))} missing")
+        if json.loads((folder / "labels.json").read_text()) != run["classes"]:
+            raise ValueError("labels.json and run.json name other classes")
         if len(rows) != run["rows"]["val"] or not len(rows):
             raise ValueError(f"{len(rows)} predictions of {run['rows']['val']} val rows")
         if not (rows["probability"].between(0, 1).all() and np.isfinite(rows["loss"]).all()):

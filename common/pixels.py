@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from common.config import DataConfig
-from common.crop import crop_image
+from common.crop import crop_image, padding
 from common.files import whole
 
 FILES = ("pixels.npy", "crop_sizes.npy", "hashes.npy", "problems.json")
@@ -39,7 +39,7 @@ def content_hash(rows: datasets.Dataset, place: list, cache: str) -> str:
     digest = hashlib.sha256()
     for _, batch in _image_batches(rows):
         for image, bbox in batch:
-            encoded = _encoded(image)
+            encoded = encoded_bytes(image)
             digest.update(json.dumps([len(encoded), bbox], default=str).encode() + encoded)
     if key:
         with suppress(OSError), whole(memo) as partial:  # a shared cache may be read only
@@ -68,7 +68,7 @@ def decoded(split: str, rows: datasets.Dataset, content: str, configs: Sequence[
     hash of the rows' `content` and of every setting that changes a pixel. Configs that are asked for together share one
     reading and, but for JPEG, one decoding of each image.
     """
-    form = 2  # to be raised when the folder's files change their form
+    form = 3  # to be raised when the folder's files change their form
     folders = {}
     for config in configs:
         settings = [form, content, config.crop, config.margin * config.crop, config.fit, config.image_size]
@@ -127,6 +127,9 @@ class _PixelArray:
             image, bbox if config.crop else None, size=config.image_size, margin=config.margin, fit=config.fit
         )
         self.pixels[i] = np.asarray(image).transpose(2, 0, 1)
+        if config.fit == "pad":  # which makes all narrow crops look alike
+            x, y = padding(self.crop_sizes[i].tolist(), config.image_size)
+            image = image.crop((x, y, config.image_size - x, config.image_size - y))
         self.hashes[i] = digest, look_hash(image)
 
     def finish(self) -> None:
@@ -145,7 +148,7 @@ def _decode_batch(first: int, batch: list[tuple[dict, list | None]], arrays: lis
                 if array.config.crop and bbox is None:
                     raise ValueError("no box")
                 if image is None or image.format in SCALED:
-                    encoded = _encoded(stored)
+                    encoded = encoded_bytes(stored)
                     digest = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
                     image = Image.open(io.BytesIO(encoded))
                 array.put(i, image, bbox, digest)
@@ -166,7 +169,7 @@ def _image_batches(rows: datasets.Dataset, size: int = 8) -> Iterator[tuple[int,
         yield first, [(image or {}, bbox) for image, bbox in zip(batch["image"].to_pylist(), boxes, strict=True)]
 
 
-def _encoded(image: dict) -> bytes:
+def encoded_bytes(image: dict) -> bytes:
     """The image file's bytes, from the table or from the path in it; empty where there is none."""
     if image.get("bytes") is not None:
         return image["bytes"]

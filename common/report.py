@@ -10,42 +10,54 @@ matplotlib.use("Agg")  # no display needed
 matplotlib.rcParams["text.parse_math"] = False  # a category may hold a $
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
 import safetensors.torch  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 from scipy.special import softmax  # noqa: E402
 from sklearn.metrics import confusion_matrix  # noqa: E402
 from torch import nn  # noqa: E402
 
+from common.card import model_card  # noqa: E402
 from common.data import ClassificationDataset  # noqa: E402
 from common.files import whole, write_csv, write_json  # noqa: E402
 from common.metrics import row_losses, scores  # noqa: E402
 
 
 def write_results(
-    out: Path, model: nn.Module, logits: np.ndarray, val: ClassificationDataset, best: dict, log: list[dict]
+    out: Path,
+    model: nn.Module,
+    logits: np.ndarray,
+    val: ClassificationDataset,
+    run: dict,
+    report: dict,
+    best: dict,
+    log: list[dict],
 ) -> None:
     """The finished run's files. metrics.json comes last: a folder that has it is finished."""
     with whole(out / "model.safetensors") as partial:
         partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}))
     write_json(out / "labels.json", val.classes)
-    write_predictions(out / "predictions.csv", val, logits)
+    rows, found = predictions(val, logits), scores(val.labels.numpy(), logits)
+    write_csv(out / "predictions.csv", rows)
     write_plots(out, val, logits, log)
-    write_json(out / "metrics.json", scores(val.labels.numpy(), logits) | {"best_epoch": best})
+    with whole(out / "README.md") as partial:
+        partial.write_text(model_card(run, report, found, pd.DataFrame(rows)), encoding="utf-8")
+    write_json(out / "metrics.json", found | {"best_epoch": best})
     shutil.rmtree(out / "checkpoint", ignore_errors=True)  # three times the weights, and of no more use
 
 
-def write_predictions(path: Path, val: ClassificationDataset, logits: np.ndarray) -> None:
+def predictions(val: ClassificationDataset, logits: np.ndarray) -> list[dict]:
     """One row per val image: ids, label, prediction, the prediction's probability, the label's loss in nats."""
     labels, probabilities = val.labels.numpy(), softmax(logits.astype(np.float64), axis=1)
-    predictions, ids = probabilities.argmax(1), val.ids()
+    guesses, ids = probabilities.argmax(1), val.ids()
     columns = {
         **ids,
         "label": [val.classes[i] for i in labels],
-        "prediction": [val.classes[i] for i in predictions],
+        "prediction": [val.classes[i] for i in guesses],
         "probability": probabilities.max(1).tolist(),
         "loss": row_losses(labels, logits).tolist(),
     }
-    write_csv(path, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def write_plots(out: Path, val: ClassificationDataset, logits: np.ndarray, log: list[dict]) -> None:

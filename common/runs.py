@@ -75,6 +75,7 @@ def describe_run(config: TrainConfig, accelerator: Accelerator, model: torch.nn.
     gpu = accelerator.device.type == "cuda"
     return {
         "script": identity["script"],
+        "variant": config.variant,
         "command": shlex.join(sys.argv),
         "config": asdict(config),
         "classes": train.classes,

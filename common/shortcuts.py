@@ -13,16 +13,14 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from common.comparison import Scored, ask
-from common.config import InputError
 from common.crop import PAD_COLOR
-from common.data import ClassificationDataset, load_splits
+from common.data import ClassificationDataset
 from common.evaluate import predict
 from common.files import write_json
 from common.findings import estimate_numbers, question_numbers
 from common.finished import Experiment, FinishedRun
 from common.masks import load_masks
 from common.report import plt, save_figure
-from common.runs import data_fingerprint
 from common.tables import table
 
 VIEWS = ("as trained", "product alone", "background alone", "outline alone")
@@ -67,9 +65,7 @@ def masked_views(run: FinishedRun) -> tuple[ClassificationDataset, dict[str, np.
         InputError: the data is not what the run was trained on, or has no masks, or masks of another size.
     """
     config = run.config
-    train, val = load_splits(config)
-    if data_fingerprint(train, val) != run.run["data_fingerprint"]:
-        raise InputError(f"--data {config.data} is not what {run.folder} was trained on.")
+    val = run.splits()[1]
     masks = load_masks(config, "val", val)
     pixels, gray = val.pixels[val.index], np.array(PAD_COLOR, np.uint8)[:, None, None]
     product, touched = masks > 127, masks > 0  # at its edge a pixel shows both

@@ -34,18 +34,7 @@ def load_tables(config: DataConfig, *more: str) -> dict[str, datasets.Dataset]:
 
     `more` are further columns that must be there.
     """
-    source = Path(config.data)
-    if config.data == "sample":
-        splits = _load_parquet(SAMPLE)
-    elif source.is_dir() and any(source.rglob("*.parquet")):
-        splits = _load_parquet(source)
-    elif source.is_dir():
-        splits = _load_image_folder(source)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", config.data) and not config.data.startswith("."):
-        splits = _load_from_hub(config.data)
-    else:
-        raise InputError(f"--data {config.data}: no such folder. Use 'sample', a Hub id (owner/name) or a folder.")
-
+    splits = read_splits(config.data)
     if "train" not in splits:
         raise InputError(f"--data {config.data} has no train split; its splits are {', '.join(splits)}.")
     train = splits["train"]
@@ -57,6 +46,22 @@ def load_tables(config: DataConfig, *more: str) -> dict[str, datasets.Dataset]:
         )
     tables = {"all": _joined(train, val)} if config.split_by else {"train": train, "val": val}
     return {split: _needed_columns(split, rows, config, more) for split, rows in tables.items()}
+
+
+def read_splits(data: str) -> dict[str, datasets.Dataset]:
+    """All splits of the bundled sample, a Parquet file, a folder of these, an image folder or a Hub id, as they are."""
+    source = Path(data)
+    if data == "sample":
+        return _load_parquet(data_dir=str(SAMPLE))
+    if source.is_file() and source.suffix == ".parquet":
+        return _load_parquet(data_files=str(source))
+    if source.is_dir() and any(source.rglob("*.parquet")):
+        return _load_parquet(data_dir=data)
+    if source.is_dir():
+        return _load_image_folder(source)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", data) and not data.startswith("."):
+        return _load_from_hub(data)
+    raise InputError(f"--data {data}: no such folder. Use 'sample', a Hub id (owner/name) or a folder.")
 
 
 def _joined(train: datasets.Dataset, val: datasets.Dataset | None) -> datasets.Dataset:
@@ -83,20 +88,26 @@ def _needed_columns(split: str, rows: datasets.Dataset, config: DataConfig, more
         hint = " Train on the whole image without --crop." if missing == ["bbox"] else ""
         raise InputError(f"{split} lacks {', '.join(missing)}; its columns are {', '.join(columns)}.{hint}")
     rows = rows.select_columns([name for name in (*ID_COLUMNS, "image", "category", "bbox", *more) if name in columns])
-    try:
-        rows = rows.cast_column("image", datasets.Image(decode=False))
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise InputError(f"the column image of {split} holds no images but {rows.features['image']}.") from error
+    rows = undecoded(rows, split)
     if "image_id" not in columns:
         rows = rows.add_column("image_id", [str(i) for i in range(len(rows))])
     return rows
 
 
-def _load_parquet(folder: Path) -> dict[str, datasets.Dataset]:
+def undecoded(rows: datasets.Dataset, split: str) -> datasets.Dataset:
+    """The rows with images as they are stored, {"bytes": ..., "path": ...}."""
     try:
-        return datasets.load_dataset("parquet", data_dir=str(folder))
+        return rows.cast_column("image", datasets.Image(decode=False))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise InputError(f"the column image of {split} holds no images but {rows.features['image']}.") from error
+
+
+def _load_parquet(**where: str) -> dict[str, datasets.Dataset]:
+    try:
+        return datasets.load_dataset("parquet", **where)
     except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"the Parquet files in {folder} cannot be read: {error.__cause__ or error}") from error
+        place = " ".join(where.values())
+        raise InputError(f"the Parquet files in {place} cannot be read: {error.__cause__ or error}") from error
 
 
 def _load_from_hub(name: str) -> dict[str, datasets.Dataset]:

@@ -176,7 +176,8 @@ def train_model(
         write_json(out / "run.json", run)
         from common.report import write_results  # matplotlib and scikit-learn take seconds
 
-        write_results(out, unwrapped(accelerator, model), logits, val, progress["best"], log.read())
+        trained = unwrapped(accelerator, model)
+        write_results(out, trained, logits, val, run, report, progress["best"], log.read())
         accelerator.print(f"finished: {out}")
     accelerator.wait_for_everyone()
     accelerator.end_training()

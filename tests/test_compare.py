@@ -47,8 +47,9 @@ def write_run(tmp_path):
         run |= {"parameters": 1000, "seconds": 12.0, "images_per_second": 100.0, "rows": {"val": len(labels)}}
         both = {"train": 90, "val": 60, "both": len(shared), "val_rows": 0, "shared": sorted(shared)}
         report = {"majority": "chair", "products": both}
-        for name, content in (("run.json", run), ("data_report.json", report), ("metrics.json", {})):
-            (folder / name).write_text(json.dumps(content))
+        contents = {"run": run, "data_report": report, "metrics": {}, "labels": CLASSES}
+        for name, content in contents.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
         with open(folder / "predictions.csv", "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["image_id", "product_id", "scene_id", "label", "prediction", "probability", "loss"])

@@ -73,7 +73,7 @@ def test_crop_and_full_image_differ_and_pad_is_padded(load):
 def test_a_second_load_decodes_nothing_and_other_settings_do(load, tmp_path, monkeypatch):
     first = load("sample", cache=str(tmp_path))
     monkeypatch.setattr(common.pixels, "crop_image", None)  # decoding a row fails from here on
-    monkeypatch.setattr(common.pixels, "_encoded", None)  # and reading its image too
+    monkeypatch.setattr(common.pixels, "encoded_bytes", None)  # and reading its image too
     again = load("sample", cache=str(tmp_path))
     np.testing.assert_array_equal(first[1].pixels, again[1].pixels)
     assert first[0].fingerprint == again[0].fingerprint
@@ -96,7 +96,7 @@ def test_the_key_is_the_content_not_the_path(load, rows, parquet, tmp_path, monk
 def test_a_second_start_reads_no_image_and_notices_a_changed_file(load, image_folder, tmp_path, monkeypatch):
     cache = str(tmp_path / "cache")
     first = load(image_folder, cache=cache)
-    monkeypatch.setattr(common.pixels, "_encoded", None)  # reading an image fails from here on
+    monkeypatch.setattr(common.pixels, "encoded_bytes", None)  # reading an image fails from here on
     assert load(image_folder, cache=cache)[0].fingerprint == first[0].fingerprint
     monkeypatch.undo()
     one, other = sorted(Path(image_folder, "val").glob("*/*.jpg"))[:2]

@@ -38,7 +38,7 @@ SMALL = {
 VARIANTS = {"full": "", "crop": "--crop", "crop-augment": "--crop --augment", "crop-strong": "--crop --augment strong"}
 FILES = {
     "run.json", "log.jsonl", "metrics.json", "predictions.csv", "model.safetensors", "labels.json",
-    "curves.png", "confusion.png", "mistakes.png", "data_report.json",
+    "curves.png", "confusion.png", "mistakes.png", "data_report.json", "README.md",
 }  # fmt: skip
 
 
