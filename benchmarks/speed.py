@@ -44,11 +44,14 @@ import train_custom_cnn
 import train_custom_vit
 import train_resnet
 import train_vit
+from common.augment import normalize
 from common.batches import draw, make_batch
 from common.config import parse
 from common.crop import crop_image
 from common.data import load_splits, place_pixels
-from common.evaluate import set_train_mode
+from common.evaluate import EVAL_BATCH, set_train_mode
+from common.inference import classify, decoded_batches
+from common.inputs import read_inputs
 from common.launch import keep_freed_memory
 from common.schedule import RowOrder
 from common.step import train_step
@@ -61,6 +64,7 @@ PARTS = {  # and the kinds of photos that they use
     "training": ("jpeg",),
     "start": ("jpeg",),
     "run": ("png",),
+    "predict": ("jpeg",),
     "growth": (),
 }
 
@@ -294,6 +298,41 @@ def run(args) -> list[dict]:
     line |= {f"{name} s": statistics.median(values) for name, values in seconds.items()}
     line["naive/ours"] = {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
     return [line | {f"{name} MB": statistics.median(values) for name, values in memory.items()}]
+
+
+def predict(args) -> list[dict]:
+    """predict.py on the train photos, beside its halves alone, and beside the cores doing both with no loss."""
+    rows = []
+    cases = [
+        ("own CNN as it comes, 64 px", train_custom_cnn, ""),
+        ("own ViT as it comes, 64 px", train_custom_vit, ""),
+        ("ResNet-18, 224 px", train_resnet, "--weights none"),
+    ]
+    for name, script, options in cases:
+        config = parse(script.Config, data_options(args, "jpeg", "--crop", *options.split()))
+        model, device = script.build_model(config, 12).eval().to(args.device), torch.device(args.device)
+        inputs = read_inputs(str(args.folder / "jpeg"), split="train")
+        pixels = torch.zeros(EVAL_BATCH, 3, config.image_size, config.image_size, dtype=torch.uint8)
+
+        @torch.no_grad()
+        def model_alone(model=model, pixels=pixels, inputs=inputs, device=device):
+            batches = math.ceil(len(inputs) / len(pixels))
+            for _ in range(batches):
+                model(normalize(pixels.to(device))).cpu()
+            return batches * len(pixels)
+
+        candidates = {
+            "decode": lambda c=config, i=inputs: sum(len(batch[0]) for batch in decoded_batches(i, c)),
+            "model": model_alone,
+            "both": lambda c=config, i=inputs, m=model, d=device: len(classify(m, i, c, 12, d)[1]),
+        }
+        alternate(candidates, 1)  # not counted: the first batches are slow
+        rates = alternate(candidates, args.rounds)
+        rates["slower half"] = list(map(min, rates["decode"], rates["model"]))
+        rates["bound"] = [1 / (1 / a + 1 / b) for a, b in zip(rates["decode"], rates["model"], strict=True)]
+        line = row(name, rates, "both", "slower half")
+        rows.append(line | {"both/bound": ratio(rates, "both", "bound")})
+    return rows
 
 
 GROWTH = """

@@ -3,9 +3,10 @@
 python benchmarks/sweep.py custom_cnn                # three folds of the products for each trial, on the bundled sample
 python benchmarks/sweep.py custom_vit --data Nfiniteai/product-masks-sample
 
-A trial changes one thing of the base, which is the script as it comes with `--crop --augment strong`. Every model gets
-the same number of trials. Writes OUT/MODEL/TRIAL/fold-K, and the table to OUT/MODEL/sweep.md and sweep.json; finished
-runs are kept, so that a sweep can be stopped and gone on with. OMP_NUM_THREADS=1 leaves a core to another sweep.
+A trial changes one thing of the base, which is the script as it comes with `--crop --augment strong --epochs 40`. Every
+model gets the same trials, the own ones three more of their nets. Writes OUT/MODEL/TRIAL/fold-K, and the table to
+OUT/MODEL/sweep.md and sweep.json; finished runs are kept, so that a sweep can be stopped and gone on with.
+OMP_NUM_THREADS=1 leaves a core to another sweep.
 """
 
 import argparse
@@ -25,31 +26,24 @@ from common.sources import clean_categories, load_tables
 from common.stats import holm
 from common.tables import table
 
-TRIALS = {
-    "base": "",
-    "lr a third": "--lr 3e-4",
-    "lr three times": "--lr 3e-3",
-    "twice the epochs": "--epochs 80",
-    "no augmentation": "--augment none",
-    "lab's augmentation": "--augment lab",
-    "stretched crop": "--fit squash",
-    "no margin": "--margin 0",
-    "no label smoothing": "--label-smoothing 0",
-    "another net": {
-        "custom_cnn": "--blocks 32s2-bn,32-bn,32-bn,64s2-bn,64-bn,128s2-bn,128-bn,256s2-bn,256-bn",
-        "custom_vit": "--stem patch",
-        "resnet": "--batch-size 16",
-    },
-    "and another": {
-        "custom_cnn": "--blocks 32s2,32-res,64s2-res,128s2-res,256s2-res",
-        "custom_vit": "--positions learned",
-        "resnet": "--weight-decay 0.3",
-    },
-    "and one more": {
-        "custom_cnn": "--hidden 256",
-        "custom_vit": "--pool class",
-        "resnet": "--clip-norm 0",
-    },
+TRIALS = (
+    "",
+    "--lr 3e-4",
+    "--lr 3e-3",
+    "--epochs 80",
+    "--augment none",
+    "--augment lab",
+    "--fit squash",
+    "--margin 0",
+    "--label-smoothing 0",
+)
+NETS = {  # for the two whose net is ours to choose
+    "custom_cnn": (
+        "--blocks 32s2-bn,32-bn-res,64s2-bn-res,128s2-bn-res,256s2-bn-res",
+        "--blocks 32s2,32,32,64s2,64,128s2,128,256s2,256",
+        "--hidden 256",
+    ),
+    "custom_vit": ("--stem patch", "--positions learned", "--pool class"),
 }
 
 
@@ -74,18 +68,17 @@ def main(argv=None):
     data, root = options.out / "data", options.out / options.model
     train_alone(options.data, data)
     script = importlib.import_module(f"train_{options.model}")
-    base = f"--data {data} --crop --augment strong"
+    base = f"--data {data} --crop --augment strong --epochs 40"
     if options.model == "resnet":
-        base += " --weights none --image-size 64 --epochs 40"
+        base += " --weights none --image-size 64"
 
     scored, seconds = {}, {}
-    for name, changes in TRIALS.items():
-        change = changes if isinstance(changes, str) else changes[options.model]
+    for change in (*TRIALS, *NETS.get(options.model, ())):
         folder = root / (change.replace("--", "").replace(" ", "-").replace(",", "-") or "base")
         for fold in range(1, options.folds + 1):
             out = folder / f"fold-{fold}"
             if not (out / "metrics.json").exists():
-                print(f"{name}, fold {fold}", flush=True)
+                print(f"{change or 'base'}, fold {fold}", flush=True)
                 line = f"{base} {change} --split-by product_id:{fold}/{options.folds} --out {out} --resume"
                 with contextlib.redirect_stdout(open(os.devnull, "w")):
                     script.main(line.split())
