@@ -131,6 +131,20 @@ def test_a_frozen_backbone_does_not_move(train, script):
     assert moved == {"fc" if script == "train_resnet" else "head"}
 
 
+def test_smoothed_labels_and_new_backgrounds_are_in_the_loss(train):
+    """Each makes the loss of the first step another one, and nothing else."""
+    first = {}
+    for name, more in (("plain", ""), ("smooth", "--label-smoothing 0.5"), ("swap", "--background swap")):
+        more = more or "--label-smoothing 0"
+        folder = train("train_custom_cnn", name, f"--crop --epochs 1 --batch-size 48 --lr 0 {more}")
+        first[name] = next(line["loss"] for line in losses(folder) if "loss" in line)
+        logged = [line["val_loss"] for line in losses(folder) if "val_loss" in line]
+        assert logged[0] == pytest.approx(np.log(12), abs=0.2), "the weights are those of the start"
+    assert len({round(loss, 5) for loss in first.values()}) == 3
+    plain, smooth = first["plain"], first["smooth"]
+    assert smooth == pytest.approx(plain, abs=0.1) and smooth != pytest.approx(plain, abs=1e-5)
+
+
 def test_the_labs_recipe_trains(train):
     folder = train("train_custom_vit", more="--recipe lab --image-size 32 --limit 32")
     assert {line["lr"] for line in losses(folder) if "lr" in line} == {1e-3}
@@ -151,7 +165,8 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("script", SMALL)
 def test_resume_is_the_run_that_was_never_stopped(train, options, script, monkeypatch, tmp_path):
-    more = "--crop --augment --accumulate 2 --checkpoint-every 2" + " --dropout 0.1" * (script == "train_custom_vit")
+    more = "--crop --augment strong --accumulate 2 --checkpoint-every 2"
+    more += " --dropout 0.1 --background swap" * (script == "train_custom_vit")
     whole = train(script, "whole", more)
     save_checkpoint = common.train.save_checkpoint
 
@@ -174,9 +189,10 @@ def test_resume_is_the_run_that_was_never_stopped(train, options, script, monkey
     assert all(torch.equal(value, weights(parts)[name]) for name, value in weights(whole).items())
 
 
-def test_accumulation_changes_nothing(train):
-    one = train("train_custom_vit", "one", "--crop --augment")
-    four = train("train_custom_vit", "four", "--crop --augment --accumulate 4")
+@pytest.mark.parametrize("more", ["--crop --augment", "--crop --augment strong --background swap"])
+def test_accumulation_changes_nothing(train, more):
+    one = train("train_custom_vit", "one", more)
+    four = train("train_custom_vit", "four", f"{more} --accumulate 4")
     for name, value in weights(one).items():
         torch.testing.assert_close(value, weights(four)[name], atol=1e-4, rtol=1e-3)
 
@@ -185,7 +201,8 @@ def test_accumulation_changes_nothing(train):
 def test_two_processes(train, options, script, tmp_path):
     """Without batch norm the same numbers as one process; with it, the score is that of the saved weights."""
     torchrun = ["torchrun", "--standalone", "--nproc_per_node", "2"]
-    done = launch([*torchrun, f"{script}.py", *options(script, "two", "--crop --augment")], ACCELERATE_USE_CPU="1")
+    more = "--crop --augment strong" + " --background swap" * (script == "train_custom_cnn")
+    done = launch([*torchrun, f"{script}.py", *options(script, "two", more)], ACCELERATE_USE_CPU="1")
     assert done.returncode == 0, done.stderr
     two = tmp_path / "two"
     assert done.stdout.count("epoch 2/2") == 1, "only the main process prints"
@@ -193,7 +210,7 @@ def test_two_processes(train, options, script, tmp_path):
     rows = predictions(two)
     assert len(rows) == 48 == len({row["image_id"] for row in rows})
     if script == "train_resnet":
-        config = parse(train_resnet.Config, options(script, "two", "--crop --augment"))
+        config = parse(train_resnet.Config, options(script, "two", more))
         model = train_resnet.build_model(config, 12)
         model.load_state_dict(weights(two))
         val = load_splits(config)[1]
@@ -202,7 +219,7 @@ def test_two_processes(train, options, script, tmp_path):
         logged = [line for line in losses(two) if "val_loss" in line][-1]["val_loss"]
         assert scores(val.labels.numpy(), logits)["loss"] == pytest.approx(logged, abs=1e-5)
     else:
-        one = train(script, "one", "--crop --augment")
+        one = train(script, "one", more)
         for a, b in zip(predictions(one), rows, strict=True):
             assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-4)
 
