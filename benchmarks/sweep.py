@@ -6,7 +6,7 @@ python benchmarks/sweep.py custom_vit --data Nfiniteai/product-masks-sample
 A trial changes one thing of the base, which is the script as it comes with `--crop --augment strong --epochs 40`. Every
 model gets the same trials, the own ones three more of their nets. Writes OUT/MODEL/TRIAL/fold-K, and the table to
 OUT/MODEL/sweep.md and sweep.json; finished runs are kept, so that a sweep can be stopped and gone on with.
-OMP_NUM_THREADS=1 leaves a core to another sweep.
+Any option of the script may follow, and changes the base. OMP_NUM_THREADS=1 leaves a core to another sweep.
 """
 
 import argparse
@@ -64,13 +64,12 @@ def main(argv=None):
     parser.add_argument("--data", default="sample", help="as in the scripts; its train split is used")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
-    options = parser.parse_args(argv)
+    options, more = parser.parse_known_args(argv)
     data, root = options.out / "data", options.out / options.model
     train_alone(options.data, data)
     script = importlib.import_module(f"train_{options.model}")
     base = f"--data {data} --crop --augment strong --epochs 40"
-    if options.model == "resnet":
-        base += " --weights none --image-size 64"
+    base = " ".join([base, *["--weights none --image-size 64"] * (options.model == "resnet"), *more])
 
     scored, seconds = {}, {}
     for change in (*TRIALS, *NETS.get(options.model, ())):

@@ -218,3 +218,9 @@ def test_the_script_writes_its_report_and_skips_bad_rows(rows, parquet, cache, t
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["bad_rows"][0]["id"] == "broken" and report["rows"]["train"]["bad"] == 1
     assert "1 bad rows left out" in done.stdout and "note" in done.stdout
+
+
+def test_padding_does_not_make_crops_look_alike(load):
+    """The look of a padded crop is that of the crop alone."""
+    stretched, padded = (load(fit=fit, image_size=64)[1].hashes[:, 1] for fit in ("squash", "pad"))
+    assert (np.bitwise_count(stretched ^ padded) <= NEAR).mean() > 0.9
