@@ -32,6 +32,10 @@ def read_options(argv=None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.output and options.output.suffix not in (".csv", ".jsonl"):
         parser.error(f"--output {options.output}: choose a name that ends in .csv or .jsonl")
+    if options.gallery and options.gallery.suffix != ".png":
+        parser.error(f"--gallery {options.gallery}: choose a name that ends in .png")
+    if options.output and str(options.output) in (options.boxes, options.source):
+        parser.error(f"--output {options.output} is an input: choose another name")
     if options.top_k < 1:
         parser.error(f"--top-k is {options.top_k}: it must be at least 1")
     return options
@@ -60,14 +64,17 @@ def main(argv=None):
             f"{options.run} was trained on crops, and {options.source} comes without boxes: give them with --bbox or "
             "--boxes, or let it see whole images with --no-box-ok."
         )
+    for path in filter(None, (options.output, options.gallery)):
+        path.parent.mkdir(parents=True, exist_ok=True)  # fails now, and not when all is done
     model, device = prepare(finished)
     logits, reasons = classify(model, inputs, config, len(classes), device, no_box_ok=options.no_box_ok)
     answers = collect(inputs, classes, logits, reasons, top_k=options.top_k)
     known = np.array([not answer["error"] and answer["label"] in classes for answer in answers])
 
-    print("\n".join(shown(answers[:SHOWN])))
-    if len(answers) > SHOWN:
-        print(f"and {len(answers) - SHOWN} more" + ("" if options.output else ", see --output"))
+    later = [answer for answer in answers[SHOWN:] if answer["error"]][:SHOWN]
+    print("\n".join(shown(answers[:SHOWN] + later)))
+    if len(answers) > SHOWN + len(later):
+        print(f"and {len(answers) - SHOWN - len(later)} more" + ("" if options.output else ", see --output"))
     failed = sum(map(bool, reasons))
     print(f"\n{inputs.what}, {len(answers)} crops, {len(answers) - failed} classified, {failed} not")
     if not config.crop and any(has_box):
@@ -76,6 +83,11 @@ def main(argv=None):
         labels = np.array([classes.index(answer["label"]) for answer, good in zip(answers, known, strict=True) if good])
         for name, value in scores(labels, logits[known]).items():
             print(f"{name:<10} {value}")
+        if config.split_by:
+            print(f"the run made its own split, by {config.split_by}: it may have been trained on some of these rows")
+    unknown = {a["label"] for a, good in zip(answers, known, strict=True) if a["label"] and not a["error"] and not good}
+    if unknown:
+        print(f"not scored, as the run does not know them: {', '.join(sorted(unknown))}")
     if options.output:
         write_answers(options.output, answers)
         print(f"written: {options.output}")

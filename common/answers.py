@@ -1,6 +1,7 @@
 """What predict.py found, as a table, as CSV or as JSON lines."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,10 @@ def collect(inputs: Inputs, classes: list[str], logits: np.ndarray, reasons: lis
     """
     answers = []
     for i, reason in enumerate(reasons):
-        answer = {"image": inputs.names[i], "box": inputs.boxes[i], "category": None, "probability": None, "top": []}
+        box = inputs.boxes[i] and [
+            v if isinstance(v, int | float) and math.isfinite(v) else None for v in inputs.boxes[i]
+        ]
+        answer = {"image": inputs.names[i], "box": box, "category": None, "probability": None, "top": []}
         if not reason:
             probabilities = softmax(logits[i].astype(np.float64))
             best = np.argsort(-probabilities, kind="stable")[:top_k]
@@ -49,7 +53,8 @@ def shown(answers: list[dict]) -> list[str]:
         box = ",".join(f"{v:g}" if isinstance(v, int | float) else str(v) for v in answer["box"] or ())
         rest = "; ".join(f"{name} {probability:.2f}" for name, probability in answer["top"][1:])
         sure = f"{answer['probability']:.2f}" if answer["top"] else ""
-        rows.append([answer["image"], box, answer["category"] or answer["error"], sure, rest, answer["label"] or ""])
+        name = answer["image"].encode("utf-8", "backslashreplace").decode()  # a file's name need not be UTF-8
+        rows.append([name, box, answer["category"] or answer["error"], sure, rest, answer["label"] or ""])
     return table(["image", "box", "category", "p", "next", "label"], rows)
 
 
@@ -57,3 +62,7 @@ def in_a_word(answer: dict, right: bool | None) -> str:
     if not answer["top"]:
         return answer["error"]
     return f"{answer['category']} {answer['probability']:.0%}" + (f"\nis {answer['label']}" if right is False else "")
+
+
+def _finite(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,6 +1,7 @@
 """A run's README.md: a model card in the Hub's format, so that the folder is a model page when it is uploaded."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,8 @@ def model_card(run: dict, report: dict, scores: dict, rows: pd.DataFrame) -> str
         scores: as of `common.metrics.scores`.
         rows: the val rows with image_id, product_id, label and prediction.
     """
-    config, name = run["config"], f"{run['script']}-{run['variant']}"
+    config, recipe = run["config"], "" if run["config"]["recipe"] == "default" else f"-{run['config']['recipe']}"
+    name = f"{run['script']}{recipe}-{run['variant']}"
     return "\n".join(
         [
             "---",
@@ -76,7 +78,7 @@ def model_card(run: dict, report: dict, scores: dict, rows: pd.DataFrame) -> str
             "## Reproduce",
             "",
             "```bash",
-            f"python {run['script']}.py {' '.join(run['command'].split()[1:])}",
+            f"python {run['script']}.py {run['command'].partition(' ')[2]}",
             "```",
             "",
             f"Commit {run['commit'] or 'unknown'}; {run['processes']} process(es) on {run['device']}, mixed precision "
@@ -90,7 +92,7 @@ def model_card(run: dict, report: dict, scores: dict, rows: pd.DataFrame) -> str
 
 def _header(run: dict, scores: dict, name: str) -> str:
     data = run["config"]["data"]
-    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", data) is not None and not data.startswith(".")
+    on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", data) is not None and not Path(data).exists()
     where = dict(task_type="image-classification", dataset_type=data if on_hub else "other", dataset_name=data)
     measured = [
         EvalResult(metric_type=metric, metric_name=WORDS[metric], metric_value=scores[metric], **where)
@@ -113,13 +115,14 @@ def _preprocessing(config: dict) -> str:
     if config["crop"] and config["margin"]:
         what += f" with {config['margin']:g} of its sides around it"
     fit = "stretched" if config["fit"] == "squash" else "padded"
-    augment = {"none": "no augmentation", "lab": "random flips and rotations"}.get(
-        config["augment"], "strong augmentation"
-    )
-    size = config["image_size"]
-    return (
-        f"{what}, {fit} to {size} x {size} pixels, normalised by ImageNet's mean and deviation; {augment} in training."
-    )
+    augment = {"none": "no augmentation", "lab": "random flips and rotations", "strong": "strong augmentation"}
+    size = f"{config['image_size']} x {config['image_size']} pixels"
+    more = f"; in training, {augment[config['augment']]}"
+    if config["background"] != "keep":
+        more += f", and half of the images on another background ({config['background']})"
+    if config["teacher"]:
+        more += f", and the outputs of a teacher, {config['teacher']}"
+    return f"{what}, {fit} to {size}, normalised by ImageNet's mean and deviation{more}."
 
 
 def _results(scores: dict, rows: pd.DataFrame) -> list[str]:
@@ -136,4 +139,5 @@ def _results(scores: dict, rows: pd.DataFrame) -> list[str]:
         low, high = intervals.get(metric, (np.nan, np.nan))
         lines.append([words, f"{scores[metric]:.3f}", f"{low:.3f} to {high:.3f}" if metric in intervals else ""])
     lines.append(["log loss, nats", f"{scores['loss']:.3f}", ""])
-    return table([f"n = {scores['n']}", "", "95 % interval, other products"], lines)
+    others = "products" if rows["product_id"].any() else "images"
+    return table([f"n = {scores['n']}", "", f"95 % interval, other {others}"], lines)

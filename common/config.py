@@ -198,7 +198,8 @@ def run(function: Callable, *args: Any) -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.strerror or error}: {error.filename}. What was written before is whole.")
+        where = f": {error.filename}" if error.filename else ""
+        sys.exit(f"error: {error.strerror or error}{where}. What was written before is whole.")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(75)

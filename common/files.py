@@ -37,7 +37,7 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         try:
             os.replace(partial, path)
         except OSError:
-            if not path.is_dir():
+            if not (partial.is_dir() and path.is_dir()):
                 raise
     finally:
         if partial.is_dir():
@@ -52,7 +52,16 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
     """A header and a line per dict of `rows`, which all have the same keys."""
-    with whole(path) as partial, open(partial, "w", newline="") as file:
+    with (
+        whole(path) as partial,
+        open(
+            partial,
+            "w",
+            newline="",
+            encoding="utf-8",
+            errors="surrogateescape",  # a file's name need not be UTF-8
+        ) as file,
+    ):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

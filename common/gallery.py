@@ -1,13 +1,14 @@
 """One picture of what predict.py says: photos with their boxes, categories and probabilities."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from common.crop import crop_image
+from common.crop import box_problem, crop_image
 from common.inputs import Inputs
 from common.pixels import encoded_bytes
 from common.report import plt, save_figure
@@ -23,9 +24,9 @@ def save_gallery(path: Path, inputs: Inputs, texts: Sequence[str], right: Sequen
         texts: (N,) what is said of each item, such as "chair 91%", or why nothing is.
         right: (N,) whether that is its label, which decides the colour; None where there is no label.
     """
-    photos: dict[str, list[int]] = {}
-    for i, name in enumerate(inputs.names):
-        photos.setdefault(name, []).append(i)
+    photos: dict[int, list[int]] = {}
+    for i, image in enumerate(inputs.images):
+        photos.setdefault(image, []).append(i)
     numbers = np.linspace(0, len(photos) - 1, min(MOST, len(photos))).round().astype(int)
     chosen = [list(photos.values())[number] for number in numbers]
     columns, lines = min(COLUMNS, len(chosen)), -(-len(chosen) // COLUMNS)
@@ -51,12 +52,13 @@ def _draw(axis: plt.Axes, inputs: Inputs, items: list[int], texts: Sequence[str]
     axis.imshow(photo, extent=(0, SIDE, SIDE, 0))
     for i in items:
         color = {None: "tab:blue", True: "tab:green", False: "tab:red"}[right[i]]
-        if inputs.boxes[i] is not None and len(inputs.boxes[i]) == 4:
+        if box_problem(inputs.boxes[i], *sides) is None:
             x, y, width, height = (scale * v for v in inputs.boxes[i])
             frame = plt.Rectangle((left + x, top + y), width, height, fill=False, edgecolor=color, linewidth=2)
             axis.add_patch(frame)
             if len(items) > 1:
-                axis.text(left + x, top + y, texts[i], fontsize=7, color="white", backgroundcolor=color, va="bottom")
+                words = dict(fontsize=7, color="white", backgroundcolor=color, va="bottom", clip_on=True)
+                axis.text(left + x, top + y, texts[i], **words).set_in_layout(False)
     if len(items) == 1:
-        axis.set_title(texts[items[0]], color=color, fontsize=9)
+        axis.set_title(textwrap.fill(texts[items[0]], 30, replace_whitespace=False), color=color, fontsize=9)
     axis.set(xlim=(0, SIDE), ylim=(SIDE, 0))

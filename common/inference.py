@@ -30,10 +30,11 @@ AHEAD = 3  # batches that are decoded before the model asks for them
 def prepare(finished: FinishedRun) -> tuple[nn.Module, torch.device]:
     """The run's model on the device there is, in the run's precision where that device has it."""
     use_all_cores()
-    precision = finished.run["mixed_precision"]
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp16" and not torch.cuda.is_available() else precision
-    )
+    precision = finished.run.get("mixed_precision")
+    if precision != "bf16" and not (precision == "fp16" and torch.cuda.is_available()):
+        precision = "no"
+    torch.set_float32_matmul_precision("high")  # as in training
+    accelerator = Accelerator(mixed_precision=precision)
     return accelerator.prepare_model(finished.model(), evaluation_mode=True), accelerator.device
 
 

@@ -3,9 +3,13 @@
 import csv
 import glob
 import math
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import datasets
 
 from common.config import InputError
 from common.sources import IMAGE_SUFFIXES, VAL_NAMES, clean_categories, read_splits, undecoded
@@ -16,9 +20,10 @@ class Inputs:
     """N crops to be classified. The same image may occur several times, with another box each."""
 
     names: list[str]  # a path, or the table's image_id
+    images: list[int]  # the number of the image that the crop is of
     boxes: list[Sequence[float] | None]  # x, y, width, height in pixels of the upright image
     labels: list[str | None]  # clean categories; None where nothing is known
-    stored: Callable[[int, int], list[dict]]  # of items a to b: {"bytes": ..., "path": ...}, as a table stores images
+    stored: Callable[[int, int], list[dict]]  # of crops a to b: {"bytes": ..., "path": ...}, as a table stores images
     what: str  # such as "130 rows of val"
 
     def __len__(self) -> int:
@@ -36,44 +41,61 @@ def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = ""
     Raises:
         InputError: there is nothing there, or the boxes do not fit it.
     """
-    files = None if _is_table(source) else _image_files(source)
-    if files is None:
+    if _is_table(source):
         if bbox or boxes:
             raise InputError(f"{source} is a table with boxes of its own: leave out --bbox and --boxes.")
         return _table(source, split)
+    files = _image_files(source)
     if split:
         raise InputError(f"--split {split} is for tables, and {source} is none.")
-    if bbox and (boxes or len(files) != 1):
+    if bbox and boxes:
+        raise InputError("--bbox and --boxes both say where the products are: leave out one.")
+    if bbox and len(files) != 1:
         raise InputError(f"--bbox is for a single image, and {source} is {len(files)}: list the boxes in --boxes FILE.")
-    found = {name: [None] for name in files}
+    found: dict[str, list] = {name: [None] for name in files}
     if bbox:
         found = {name: [_box(bbox.split(","), f"--bbox {bbox}")] for name in files}
     if boxes:
         found |= _read_boxes(Path(boxes), list(files))
-    items = [(name, box) for name, its_boxes in found.items() for box in its_boxes]
+    crops = [(i, name, box) for i, (name, its_boxes) in enumerate(found.items()) for box in its_boxes]
     return Inputs(
-        [name for name, _ in items],
-        [box for _, box in items],
-        [None] * len(items),
-        lambda a, b: [{"bytes": None, "path": str(files[name])} for name, _ in items[a:b]],
-        f"{len(files)} images",
+        names=[name for _, name, _ in crops],
+        images=[i for i, _, _ in crops],
+        boxes=[box for _, _, box in crops],
+        labels=[None] * len(crops),
+        stored=lambda a, b: [{"bytes": None, "path": str(files[name])} for _, name, _ in crops[a:b]],
+        what=f"{len(files)} image{'s' * (len(files) != 1)}",
     )
 
 
 def _is_table(source: str) -> bool:
-    """Whether `source` is read as training data is: by name, or a file or folder with rows or with splits in it."""
+    """Whether `source` is read as training data is: a Parquet file or a folder with one, a folder whose images all lie
+    in SPLIT/CLASS/, or no path at all but a name.
+    """
     path = Path(source)
     if path.is_dir():
-        return any(path.rglob("*.parquet")) or any((path / name).is_dir() for name in ("train", *VAL_NAMES))
-    return path.suffix == ".parquet" or not (path.exists() or glob.has_magic(source) or path.suffix)
+        if any(path.rglob("*.parquet")):
+            return True
+        images = [file.relative_to(path).parts for file in _images_in(path)]
+        return bool(images) and all(len(parts) == 3 and parts[0] in ("train", *VAL_NAMES) for parts in images)
+    if path.exists() or path.suffix == ".parquet":
+        return path.suffix == ".parquet"
+    return source == "sample" or (
+        path.suffix.lower() not in IMAGE_SUFFIXES and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
+    )
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Image files in `folder`, sorted; without hidden ones."""
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(file for file in found if not any(part[0] == "." for part in file.relative_to(folder).parts))
 
 
 def _image_files(source: str) -> dict[str, Path]:
     """Image files by the name they go by: below a folder the path within it, otherwise the path as it is given."""
     path = Path(source)
     if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        files = {file.relative_to(path).as_posix(): file for file in inside}
+        files = {file.relative_to(path).as_posix(): file for file in _images_in(path)}
     elif path.exists():
         files = {source: path}
     else:
@@ -85,44 +107,51 @@ def _image_files(source: str) -> dict[str, Path]:
 
 def _table(source: str, split: str) -> Inputs:
     splits = read_splits(source)
-    if not split:
-        split = next((name for name in VAL_NAMES if name in splits), next(iter(splits)))
-        if len(splits) > 1 and split not in VAL_NAMES:
-            raise InputError(f"{source} has the splits {', '.join(splits)}: choose one with --split.")
-    if split not in splits:
-        raise InputError(f"{source} has no split {split}; there are {', '.join(splits)}.")
-    rows = splits[split]
-    if "image" not in rows.column_names:
-        raise InputError(f"{source} has no column image; its columns are {', '.join(rows.column_names)}.")
-    images = undecoded(rows.select_columns(["image"]), split).with_format("arrow")
+    val = next((name for name in VAL_NAMES if name in splits), None)
+    if split in VAL_NAMES or (not split and val):
+        split, rows = split or "val", splits.get(val)
+    elif not split and len(splits) == 1:
+        ((split, rows),) = splits.items()
+    else:
+        rows = splits.get(split)
+    if rows is None:
+        raise InputError(f"{source} has no split {split or 'val'}, but {', '.join(splits)}: choose one with --split.")
     columns = rows.column_names
+    if "image" not in columns:
+        raise InputError(f"{source} has no column image; its columns are {', '.join(columns)}.")
+    if "bbox" in columns and not isinstance(rows.features["bbox"], datasets.Sequence | datasets.List):
+        raise InputError(
+            f"the column bbox of {source} holds no boxes, x, y, width, height, but {rows.features['bbox']}."
+        )
+    images, n = undecoded(rows.select_columns(["image"]), split).with_format("arrow"), len(rows)
+    ids = list(rows["image_id"]) if "image_id" in columns else [None] * n
     return Inputs(
-        [str(name) for name in rows["image_id"]] if "image_id" in columns else [str(i) for i in range(len(rows))],
-        list(rows["bbox"]) if "bbox" in columns else [None] * len(rows),
-        clean_categories(rows) if "category" in columns else [None] * len(rows),
-        lambda a, b: [image or {} for image in images[a:b]["image"].to_pylist()],
-        f"{len(rows)} rows of {split}",
+        names=[f"row {i}" if name is None else str(name) for i, name in enumerate(ids)],
+        images=list(range(n)),
+        boxes=list(rows["bbox"]) if "bbox" in columns else [None] * n,
+        labels=clean_categories(rows) if "category" in columns else [None] * n,
+        stored=lambda a, b: [image or {} for image in images[a:b]["image"].to_pylist()],
+        what=f"{n} row{'s' * (n != 1)} of {split}",
     )
 
 
 def _read_boxes(path: Path, names: list[str]) -> dict[str, list[list[float]]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            lines, columns = list(reader), reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"--boxes {path} cannot be read: {error}") from error
     wanted = ("file", "x", "y", "width", "height")
-    missing = [name for name in wanted if not lines or name not in lines[0]]
+    missing = [name for name in wanted if name not in columns]
     if missing:
         raise InputError(f"--boxes {path} lacks {', '.join(missing)}: its first line is file,x,y,width,height.")
-    known, boxes = set(names), {}
+    known, boxes = {os.path.normpath(name): name for name in names}, {}
     for number, line in enumerate(lines, 2):
-        if line["file"] not in known:
-            raise InputError(
-                f"--boxes {path}, line {number}: {line['file']} is not among the images, such as {names[0]}."
-            )
-        values = [line[name] for name in wanted[1:]]
-        boxes.setdefault(line["file"], []).append(_box(values, f"--boxes {path}, line {number}"))
+        name, where = known.get(os.path.normpath(line["file"] or "")), f"--boxes {path}, line {number}"
+        if name is None:
+            raise InputError(f"{where}: {line['file']} is not among the images, such as {names[0]}.")
+        boxes.setdefault(name, []).append(_box([line[column] for column in wanted[1:]], where))
     return boxes
 
 

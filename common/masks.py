@@ -1,13 +1,17 @@
 """The products' masks: as pixels beside those of the images, and what they do to a batch's backgrounds."""
 
+import io
+
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from common.config import DataConfig, InputError
 from common.crop import PAD_COLOR, crop_image
 from common.data import ClassificationDataset
+from common.pixels import encoded_bytes
 from common.sources import load_tables
 
 
@@ -18,21 +22,26 @@ def load_masks(config: DataConfig, name: str, split: ClassificationDataset) -> n
         InputError: the data has no masks, or a mask is missing or of another size than its image.
     """
     tables = load_tables(config, "mask")
-    rows = tables["all" if config.split_by else name].select(split.numbers).cast_column("mask", datasets.Image())
+    rows = tables["all" if config.split_by else name].select(split.numbers)
+    rows = rows.cast_column("mask", datasets.Image(decode=False))
     masks = np.empty((len(split), 1, config.image_size, config.image_size), np.uint8)
     for i, row in enumerate(tqdm(rows, desc=f"masks of {name}", disable=None, leave=False)):
         if row["mask"] is None:
             raise InputError(f"{name} row {split.numbers[i]} has no mask.")
-        bbox, mask = row["bbox"] if config.crop else None, row["mask"].convert("L")
+        bbox = row["bbox"] if config.crop else None
         try:
+            mask = Image.open(io.BytesIO(encoded_bytes(row["mask"])))
+            mask = mask.getchannel("A") if "A" in mask.getbands() else mask.convert("L")
             mask, size = crop_image(
                 mask, bbox, size=config.image_size, margin=config.margin, fit=config.fit, fill=(0, 0, 0)
             )
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"the mask of {name} row {split.numbers[i]} does not fit its image: {error}") from error
         if not np.allclose(size, split.crop_sizes[i]):
             raise InputError(f"the mask of {name} row {split.numbers[i]} is not as large as its image.")
         masks[i] = np.asarray(mask)[:, :, 0]
+    if masks.max() < 128:
+        raise InputError(f"the masks of {name} reach {masks.max()}: a mask is 0 on the background, 255 on the product.")
     return masks
 
 

@@ -1,5 +1,6 @@
 """Where rows come from: the bundled sample, the Hub, Parquet files or an image folder. Images stay encoded."""
 
+import glob
 import json
 import re
 from pathlib import Path
@@ -54,14 +55,16 @@ def read_splits(data: str) -> dict[str, datasets.Dataset]:
     if data == "sample":
         return _load_parquet(data_dir=str(SAMPLE))
     if source.is_file() and source.suffix == ".parquet":
-        return _load_parquet(data_files=str(source))
+        return _load_parquet(data_files=glob.escape(data))
     if source.is_dir() and any(source.rglob("*.parquet")):
-        return _load_parquet(data_dir=data)
+        if any(file.suffix.lower() in IMAGE_SUFFIXES for file in source.rglob("*")):
+            raise InputError(f"{data} holds both Parquet files and images: name a folder of the one or the other.")
+        return _load_parquet(data_dir=glob.escape(data))
     if source.is_dir():
         return _load_image_folder(source)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", data) and not data.startswith("."):
         return _load_from_hub(data)
-    raise InputError(f"--data {data}: no such folder. Use 'sample', a Hub id (owner/name) or a folder.")
+    raise InputError(f"{data}: no such folder. Use 'sample', a Hub id (owner/name) or a folder.")
 
 
 def _joined(train: datasets.Dataset, val: datasets.Dataset | None) -> datasets.Dataset:

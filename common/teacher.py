@@ -23,7 +23,7 @@ def load_teacher(config: TrainConfig, classes: list[str], device: torch.device) 
     run = read_run(Path(config.teacher))
     shown = ("crop", "margin", "fit", "image_size")
     differ = [flag_of(name) for name in shown if getattr(run.config, name) != getattr(config, name)]
-    differ += ["the classes"] * (run.run["classes"] != classes)
+    differ += ["classes"] * (run.run["classes"] != classes)
     if differ:
         raise InputError(f"--teacher {config.teacher} was trained with other {', '.join(differ)}: both see one batch.")
     return run.model().requires_grad_(False).to(device)

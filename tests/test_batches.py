@@ -1,9 +1,12 @@
 """Mixed images and their targets, the same however a batch is cut into pieces."""
 
+import io
+
 import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.augment import normalize
 from common.batches import Draws, draw, make_batch
@@ -105,6 +108,42 @@ def test_masks_are_cut_as_the_images_are(small):
         whole = np.asarray(row["mask"].convert("L").crop((x, y, x + w, y + h)))
         assert (mask > 127).mean() * max(w, h) ** 2 == pytest.approx((whole > 127).sum(), rel=0.1)
         assert mask.shape == (1, 32, 32)
+
+
+def test_masks_that_would_erase_the_product(parquet, rows, cache):
+    """In the alpha channel they are found; values of 0 and 1 are refused, and so is a broken file."""
+
+    def load(convert):
+        changed = []
+        for row in rows["train"][:8]:
+            mask = Image.open(io.BytesIO(row["mask"]["bytes"])).convert("L")
+            changed.append(dict(row, mask={"bytes": convert(mask), "path": None}))
+        data = parquet({"train": changed, "val": changed}, name=convert.__name__)
+        config = TrainConfig(data=data, image_size=32, cache=cache)
+        return load_masks(config, "train", load_splits(config)[0])
+
+    def png(image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def plain(mask):
+        return png(mask)
+
+    def alpha(mask):
+        return png(Image.merge("RGBA", [Image.new("L", mask.size)] * 3 + [mask]))
+
+    def ones(mask):
+        return png(mask.point(lambda value: value > 127))
+
+    def broken(mask):
+        return png(mask)[:50]
+
+    np.testing.assert_array_equal(load(alpha), load(plain))
+    with pytest.raises(InputError, match="the masks of train reach 1: a mask is 0 on the background, 255"):
+        load(ones)
+    with pytest.raises(InputError, match="the mask of train row 0 does not fit its image"):
+        load(broken)
 
 
 def test_data_without_masks(parquet, rows, cache):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -116,6 +117,7 @@ def test_sources(whole, cropped, photos, capsys):
     assert [a["image"] for a in predict.main([whole, f"{folder}/*.jpg"])] == [f"{folder}/a.jpg", f"{folder}/b.jpg"]
     assert len(predict.main([cropped, str(folder), "--no-box-ok"])) == 3
     assert len(predict.main([whole, str(SAMPLE), "--split", "train"])) == 508
+    assert len(predict.main([whole, "sample", "--split", "val"])) == 130
     assert "trained on whole images: it did not look at the boxes" in capsys.readouterr().out
 
 
@@ -130,7 +132,7 @@ def test_an_image_folder_with_labels(cropped, image_folder):
         ("cropped", "{photos}", "comes without boxes.*--no-box-ok"),
         ("cropped", "{photos} --bbox 1,2,3,4", "--bbox is for a single image"),
         ("cropped", "{photos}/a.jpg --bbox 1,2,3", "a box is four numbers"),
-        ("cropped", "{photos}/a.jpg --bbox 1,2,3,9999", "none of 1 images could be used.*reaches outside"),
+        ("cropped", "{photos}/a.jpg --bbox 1,2,3,9999", "none of 1 image could be used.*reaches outside"),
         ("cropped", "{photos} --boxes {photos}/nope.csv", "nope.csv cannot be read"),
         ("cropped", "{photos} --boxes {photos}/wrong.csv", "lacks x, y, width, height"),
         ("cropped", "{photos} --boxes {photos}/typo.csv", "line 2: A.jpg is not among the images, such as a.jpg"),
@@ -138,7 +140,9 @@ def test_an_image_folder_with_labels(cropped, image_folder):
         ("whole", "{photos}/nothing*.png", "no image there"),
         ("whole", "{photos}/nothing.png", "no image there"),
         ("whole", "{photos} --split val", "--split val is for tables"),
-        ("whole", "sample --split test", "no split test; there are train, val"),
+        ("whole", "sample --split test", "no split test, but train, validation: choose one"),
+        ("whole", "{photos}/../both", "both Parquet files and images"),
+        ("cropped", "{photos}/../texts.parquet", "column bbox of .* holds no boxes, x, y, width, height"),
         ("whole", "sample --bbox 1,2,3,4", "boxes of its own"),
         ("whole", "nowhere/at-all", "Hub cannot be reached"),
     ],
@@ -148,6 +152,9 @@ def test_mistakes(whole, cropped, photos, which, line, words, monkeypatch):
     (folder / "wrong.csv").write_text("file,left\na.jpg,1\n")
     (folder / "typo.csv").write_text("file,x,y,width,height\nA.jpg,1,2,3,4\n")
     (folder / "letters.csv").write_text("file,x,y,width,height\na.jpg,1,2,three,4\n")
+    shutil.copytree(folder, folder.parent / "both")
+    pd.DataFrame({"image": [b""], "bbox": ["1,2,3,4"]}).to_parquet(folder.parent / "texts.parquet")
+    shutil.copy(folder.parent / "texts.parquet", folder.parent / "both")
     monkeypatch.setattr("common.network.reachable", lambda url: False)
     with pytest.raises(InputError, match=words):
         predict.main([{"whole": whole, "cropped": cropped}[which], *line.format(photos=folder).split()])
@@ -165,6 +172,48 @@ def test_hostile_images_do_not_stop_it(whole, tmp_path, capsys):
     assert set(failed) == set(BAD) | {"a_folder.jpg", "broken_link.jpg"} and all(failed.values())
     assert {answer["image"] for answer in answers if answer["category"]} == set(GOOD)
     assert f"{len(GOOD)} classified, {len(failed)} not" in capsys.readouterr().out
+
+
+def test_rows_that_share_an_id_or_have_none_stay_apart(cropped, parquet, rows, tmp_path):
+    """Eight photos, not one with eight boxes; a box that is none has its reason, and no frame."""
+    copies = [dict(row, image_id=None if i % 2 else "same") for i, row in enumerate(rows["val"][:8])]
+    copies[0]["bbox"], copies[2]["category"] = [1, None, 3, 4], "Spaceship"
+    answers = predict.main([cropped, parquet({"val": copies}), "--gallery", str(tmp_path / "found.png")])
+    assert [answer["image"] for answer in answers] == [
+        name for i in range(0, 8, 2) for name in ("same", f"row {i + 1}")
+    ]
+    assert "not a number" in answers[0]["error"] and answers[0]["box"] == [1, None, 3, 4]
+    with Image.open(tmp_path / "found.png") as picture:
+        assert picture.height > 500, "two lines of photos"
+
+
+def test_names_of_any_kind(whole, rows, tmp_path, capsys):
+    folder = tmp_path / "a [b] ü"
+    (folder / "train").mkdir(parents=True)
+    photo = rows["val"][0]["image"]["bytes"]
+    for name in ("x [1].jpg", "train/ü.jpg", ".hidden.jpg", b"st\xfchl.jpg".decode("utf-8", "surrogateescape")):
+        (folder / name).write_bytes(photo)
+    (tmp_path / "val[1].parquet").write_bytes((SAMPLE / "val-00000-of-00001.parquet").read_bytes())
+    answers = predict.main([whole, str(folder), "--output", str(tmp_path / "found.csv")])
+    assert len(answers) == 3 and "st\\udcfchl.jpg" in capsys.readouterr().out
+    assert b"st\xfchl.jpg" in (tmp_path / "found.csv").read_bytes()
+    assert len(predict.main([whole, str(tmp_path / "val[1].parquet")])) == 130
+
+
+def test_failures_far_down_are_listed_and_outputs_are_tried_first(whole, rows, tmp_path, capsys):
+    (tmp_path / "many").mkdir()
+    for i in range(30):
+        (tmp_path / "many" / f"{i:02}.jpg").write_bytes(rows["val"][0]["image"]["bytes"] if i != 25 else b"")
+    predict.main([whole, str(tmp_path / "many")])
+    printed = capsys.readouterr().out
+    assert "25.jpg" in printed and "empty" in printed and "and 9 more" in printed
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(OSError):
+        predict.main([whole, str(tmp_path / "many"), "--output", str(tmp_path / "file" / "x.csv")])
+    assert "classified" not in capsys.readouterr().out
+    with pytest.raises(OSError):
+        predict.main([whole, str(tmp_path / "many"), "--output", str(tmp_path / "folder.csv")])
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
@@ -201,6 +250,17 @@ def test_a_wrong_export_is_not_kept(runs, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="is not kept: it predicts .* of 130 val rows otherwise"):
         export.main([str(run), "--to", "pt2", "--output", str(path)])
     assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        export.main([str(run), "--to", "pt2", "--output", str(run / "model.safetensors")])
+
+
+def test_a_run_whose_data_is_gone_is_exported_all_the_same(runs, tmp_path, capsys):
+    folder = Path(shutil.copytree(runs["train_custom_cnn", "--crop"], tmp_path / "run"))
+    run = json.loads((folder / "run.json").read_text())
+    run["config"]["data"] = str(tmp_path / "gone")
+    (folder / "run.json").write_text(json.dumps(run))
+    assert export.main([str(folder), "--to", "pt2"]).exists()
+    assert "not checked on the val split, but on noise" in capsys.readouterr().out
 
 
 def test_missing_packages_are_named(runs, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_the_teacher_stays_as_it_is(teacher):
     [
         (dict(crop=False), "trained with other --crop"),
         (dict(image_size=64, fit="squash"), "other --fit, --image-size"),
-        (dict(classes=["a"]), "other the classes"),
+        (dict(classes=["a"]), "trained with other classes"),
         (dict(teacher="/nowhere"), "holds no run"),
     ],
 )
