@@ -13,9 +13,9 @@ from common.config import InputError, TrainConfig, option, parse, run
 @dataclass(frozen=True)
 class Config(TrainConfig):
     image_size: int = 64
-    epochs: int = 40
+    epochs: int = 80
     batch_size: int = 32
-    lr: float = 1e-3
+    lr: float = 5e-4
     label_smoothing: float = 0.1
     patch_size: int = option(8, "side of a patch in pixels", minimum=1)
     dim: int = option(128, "width of a token", minimum=4)

@@ -1,4 +1,4 @@
-"""A finished run's model on new images: decoded in threads while the model is at work."""
+"""A finished run's model on new images, which are decoded on all cores."""
 
 import io
 import math
@@ -24,7 +24,7 @@ from common.inputs import Inputs
 from common.launch import use_all_cores
 from common.pixels import encoded_bytes
 
-AHEAD = 3  # batches that are decoded before the model asks for them
+AHEAD = 3  # batches that are decoded while a GPU is at work; on a CPU both would only fight for the cores
 
 
 def prepare(finished: FinishedRun) -> tuple[nn.Module, torch.device]:
@@ -52,9 +52,10 @@ def classify(
     Crops are made as in training. An item without a box, where `config` asks for one, is a problem, or with
     `no_box_ok` the whole image.
     """
+    ahead = 0 if device.type == "cpu" else AHEAD
     logits, reasons = np.full((len(inputs), num_classes), np.nan, np.float32), [""] * len(inputs)
     with tqdm(total=len(inputs), unit=" images", dynamic_ncols=True, disable=None) as bar, torch.no_grad():
-        for rows, pixels, problems in decoded_batches(inputs, config, no_box_ok=no_box_ok):
+        for rows, pixels, problems in decoded_batches(inputs, config, no_box_ok=no_box_ok, ahead=ahead):
             for row, problem in zip(rows, problems, strict=True):
                 reasons[row] = problem
             good = np.array([not problem for problem in problems])
@@ -66,9 +67,9 @@ def classify(
 
 
 def decoded_batches(
-    inputs: Inputs, config: DataConfig, *, no_box_ok: bool = False
+    inputs: Inputs, config: DataConfig, *, no_box_ok: bool = False, ahead: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
-    """Batches of item numbers (B,), uint8 images (B, 3, S, S) and problems, in order."""
+    """Batches of item numbers (B,), uint8 images (B, 3, S, S) and problems, in order, `ahead` of what is asked for."""
     batches = np.array_split(np.arange(len(inputs)), max(1, math.ceil(len(inputs) / EVAL_BATCH)))
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         waiting = deque()
@@ -80,7 +81,7 @@ def decoded_batches(
                 for i, (row, image) in enumerate(zip(rows, stored, strict=True))
             ]
             waiting.append((rows, pixels, futures))
-            if len(waiting) > AHEAD:
+            if len(waiting) > ahead:
                 yield _finished(*waiting.popleft())
         while waiting:
             yield _finished(*waiting.popleft())
