@@ -131,7 +131,7 @@ def _table(source: str, split: str) -> Inputs:
         boxes=list(rows["bbox"]) if "bbox" in columns else [None] * n,
         labels=clean_categories(rows) if "category" in columns else [None] * n,
         stored=lambda a, b: [image or {} for image in images[a:b]["image"].to_pylist()],
-        what=f"{n} row{'s' * (n != 1)} of {split}",
+        what=f"{n} row{'s' * (n != 1)}" + f" of {split}" * (len(splits) > 1),  # of one file, datasets calls it train
     )
 
 
