@@ -10,19 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from common.augment import normalize
 from common.config import DataConfig
-from common.crop import crop_image
 from common.data import to_device
 from common.evaluate import EVAL_BATCH
 from common.finished import FinishedRun
 from common.inputs import Inputs
 from common.launch import use_all_cores
-from common.pixels import encoded_bytes
+from common.pixels import cut, encoded_bytes, reason
 
 AHEAD = 3  # batches that are decoded while a GPU is at work; on a CPU both would only fight for the cores
 
@@ -99,13 +98,8 @@ def _decode(stored: dict, bbox: list | None, config: DataConfig, no_box_ok: bool
         encoded = encoded_bytes(stored)
         if not encoded:
             return "no image" if stored.get("path") is None else "the file is empty or cannot be read"
-        box = bbox if config.crop else None
-        crop, _ = crop_image(
-            Image.open(io.BytesIO(encoded)), box, size=config.image_size, margin=config.margin, fit=config.fit
-        )
+        crop, _ = cut(Image.open(io.BytesIO(encoded)), bbox, config)
         pixels[i] = np.asarray(crop).transpose(2, 0, 1)
-    except UnidentifiedImageError:
-        return "unreadable image (of no known format)"
     except Exception as error:  # PIL raises nearly every kind
-        return str(error) if type(error) is ValueError else f"unreadable image ({error})"
+        return reason(error)
     return ""

@@ -9,9 +9,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.config import DataConfig, InputError
-from common.crop import PAD_COLOR, crop_image
+from common.crop import PAD_COLOR
 from common.data import ClassificationDataset
-from common.pixels import encoded_bytes
+from common.pixels import cut, encoded_bytes
 from common.sources import load_tables
 
 
@@ -28,13 +28,10 @@ def load_masks(config: DataConfig, name: str, split: ClassificationDataset) -> n
     for i, row in enumerate(tqdm(rows, desc=f"masks of {name}", disable=None, leave=False)):
         if row["mask"] is None:
             raise InputError(f"{name} row {split.numbers[i]} has no mask.")
-        bbox = row["bbox"] if config.crop else None
         try:
             mask = Image.open(io.BytesIO(encoded_bytes(row["mask"])))
             mask = mask.getchannel("A") if "A" in mask.getbands() else mask.convert("L")
-            mask, size = crop_image(
-                mask, bbox, size=config.image_size, margin=config.margin, fit=config.fit, fill=(0, 0, 0)
-            )
+            mask, size = cut(mask, row.get("bbox"), config, fill=(0, 0, 0))
         except (OSError, ValueError) as error:
             raise InputError(f"the mask of {name} row {split.numbers[i]} does not fit its image: {error}") from error
         if not np.allclose(size, split.crop_sizes[i]):

@@ -96,6 +96,21 @@ def decoded(split: str, rows: datasets.Dataset, content: str, configs: Sequence[
     return list(folders)
 
 
+def cut(
+    image: Image.Image, bbox: Sequence[float] | None, config: DataConfig, **more
+) -> tuple[Image.Image, tuple[float, float]]:
+    """`crop_image` as `config` wants it; `more` are further options of it."""
+    box = bbox if config.crop else None
+    return crop_image(image, box, size=config.image_size, margin=config.margin, fit=config.fit, **more)
+
+
+def reason(error: Exception) -> str:
+    """Why an image gives no crop, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "unreadable image (of no known format)"
+    return str(error) if type(error) is ValueError else f"unreadable image ({error})"
+
+
 def look_hash(image: Image.Image) -> int:
     """64 bits that change little when a picture is resized, compressed or lit anew: dHash (Krawetz, 2013).
 
@@ -123,9 +138,7 @@ class _PixelArray:
 
     def put(self, i: int, image: Image.Image, bbox: Sequence[float] | None, digest: int) -> None:
         config = self.config
-        image, self.crop_sizes[i] = crop_image(
-            image, bbox if config.crop else None, size=config.image_size, margin=config.margin, fit=config.fit
-        )
+        image, self.crop_sizes[i] = cut(image, bbox, config)
         self.pixels[i] = np.asarray(image).transpose(2, 0, 1)
         if config.fit == "pad":  # which makes all narrow crops look alike
             x, y = padding(self.crop_sizes[i].tolist(), config.image_size)
@@ -152,10 +165,8 @@ def _decode_batch(first: int, batch: list[tuple[dict, list | None]], arrays: lis
                     digest = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
                     image = Image.open(io.BytesIO(encoded))
                 array.put(i, image, bbox, digest)
-            except UnidentifiedImageError:
-                array.problems[i] = "unreadable image (of no known format)"
             except Exception as error:  # PIL raises nearly every kind
-                array.problems[i] = str(error) if type(error) is ValueError else f"unreadable image ({error})"
+                array.problems[i] = reason(error)
                 image = None  # after an error, PIL gives what it has decoded so far without another one
     return len(batch)
 
