@@ -34,7 +34,7 @@ TRIALS = (
     "--augment none",
     "--augment lab",
     "--fit squash",
-    "--margin 0",
+    "--margin 0.1",
     "--label-smoothing 0",
 )
 NETS = {  # for the two whose net is ours to choose
