@@ -16,7 +16,6 @@ class Config(TrainConfig):
     epochs: int = 80
     batch_size: int = 32
     lr: float = 1e-3
-    label_smoothing: float = 0.1
     blocks: str = option(
         "32s2-bn,32-bn,32-bn,64s2-bn,64-bn,128s2-bn,128-bn,256s2-bn,256-bn",
         "a block each: channels, k and kernel size, s and stride, p and pool size, -bn, -res, -linear for no ReLU",

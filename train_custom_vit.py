@@ -15,8 +15,7 @@ class Config(TrainConfig):
     image_size: int = 64
     epochs: int = 80
     batch_size: int = 32
-    lr: float = 5e-4
-    label_smoothing: float = 0.1
+    lr: float = 3e-4
     patch_size: int = option(8, "side of a patch in pixels", minimum=1)
     dim: int = option(128, "width of a token", minimum=4)
     depth: int = option(6, "encoder blocks", minimum=1)

@@ -13,7 +13,6 @@ from common.config import InputError, TrainConfig, option, parse, run
 class Config(TrainConfig):
     batch_size: int = 32
     lr: float = 1e-3
-    label_smoothing: float = 0.1
     model: str = option("resnet18", "any torchvision ResNet by its name")
     weights: str = option("imagenet", "'imagenet', 'none' or a file with a state dict")
     freeze: str = option("none", "what is not trained", choices=("none", "backbone"))

@@ -14,7 +14,6 @@ from common.config import InputError, TrainConfig, option, parse, run
 class Config(TrainConfig):
     batch_size: int = 32
     lr: float = 3e-4
-    label_smoothing: float = 0.1
     model: str = option("vit_b_16", "a torchvision ViT, or any timm ViT, by its name")
     weights: str = option("imagenet", "'imagenet', 'none' or a file with a state dict")
     freeze: str = option("none", "what is not trained", choices=("none", "backbone"))
