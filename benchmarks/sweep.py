@@ -4,7 +4,8 @@ python benchmarks/sweep.py custom_cnn                # three folds of the produc
 python benchmarks/sweep.py custom_vit --data Nfiniteai/product-masks-sample
 
 A trial changes one thing of the base, which is the script as it comes with `--crop --augment strong --epochs 40`. Every
-model gets the same trials, the own ones three more of their nets. Writes OUT/MODEL/TRIAL/fold-K, and the table to
+model gets the same trials, the own ones three more of their nets. `efficientnet` is the check of the fine-tuning recipe
+(see train_efficientnet.py), with as many trials of its own. Writes OUT/MODEL/TRIAL/fold-K, and the table to
 OUT/MODEL/sweep.md and sweep.json; finished runs are kept, so that a sweep can be stopped and gone on with.
 Any option of the script may follow, and changes the base. OMP_NUM_THREADS=1 leaves a core to another sweep.
 """
@@ -47,6 +48,25 @@ NETS = {  # for the two whose net is ours to choose
 }
 
 
+FINE_TUNING = (
+    "",
+    "--backbone-lr 0.3",
+    "--backbone-lr 1",
+    "--lr 3e-3",
+    "--lr 3e-3 --backbone-lr 0.3",
+    "--lr 3e-3 --backbone-lr 1",
+    "--lr 3e-4 --backbone-lr 1",
+    "--backbone-lr 1 --head-first 36",
+    "--label-smoothing 0.1",
+)
+BASES = {
+    "custom_cnn": "--epochs 40",
+    "custom_vit": "--epochs 40",
+    "resnet": "--epochs 40 --weights none --image-size 64",
+    "efficientnet": "--image-size 96",
+}
+
+
 def train_alone(data: str, folder: Path) -> None:
     """The train split of `data`, without the classes that val lacks, as a folder of its own."""
     if (folder / "train.parquet").exists():
@@ -60,7 +80,7 @@ def train_alone(data: str, folder: Path) -> None:
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=("custom_cnn", "custom_vit", "resnet"))
+    parser.add_argument("model", choices=BASES)
     parser.add_argument("--data", default="sample", help="as in the scripts; its train split is used")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
@@ -68,11 +88,11 @@ def main(argv=None):
     data, root = options.out / "data", options.out / options.model
     train_alone(options.data, data)
     script = importlib.import_module(f"train_{options.model}")
-    base = f"--data {data} --crop --augment strong --epochs 40"
-    base = " ".join([base, *["--weights none --image-size 64"] * (options.model == "resnet"), *more])
+    base = " ".join([f"--data {data} --crop --augment strong {BASES[options.model]}", *more])
+    trials = FINE_TUNING if options.model == "efficientnet" else (*TRIALS, *NETS.get(options.model, ()))
 
     scored, seconds = {}, {}
-    for change in (*TRIALS, *NETS.get(options.model, ())):
+    for change in trials:
         folder = root / (change.replace("--", "").replace(" ", "-").replace(",", "-") or "base")
         for fold in range(1, options.folds + 1):
             out = folder / f"fold-{fold}"
