@@ -1,8 +1,5 @@
 """A run's README.md: a model card in the Hub's format, so that the folder is a model page when it is uploaded."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
@@ -12,6 +9,7 @@ from common.comparison import Scored
 from common.config import InputError
 from common.finished import Experiment
 from common.runs import HARMLESS
+from common.sources import is_hub_id
 from common.tables import table
 
 WORDS = {"accuracy": "accuracy", "precision": "weighted precision", "recall": "weighted recall", "f1": "weighted F1"}
@@ -92,7 +90,7 @@ def model_card(run: dict, report: dict, scores: dict, rows: pd.DataFrame) -> str
 
 def _header(run: dict, scores: dict, name: str) -> str:
     data = run["config"]["data"]
-    on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", data) is not None and not Path(data).exists()
+    on_hub = is_hub_id(data)
     where = dict(task_type="image-classification", dataset_type=data if on_hub else "other", dataset_name=data)
     measured = [
         EvalResult(metric_type=metric, metric_name=WORDS[metric], metric_value=scores[metric], **where)

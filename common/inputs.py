@@ -4,7 +4,6 @@ import csv
 import glob
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import datasets
 
 from common.config import InputError
-from common.sources import IMAGE_SUFFIXES, VAL_NAMES, clean_categories, read_splits, undecoded
+from common.sources import IMAGE_SUFFIXES, VAL_NAMES, clean_categories, is_hub_id, read_splits, undecoded
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,7 @@ def _is_table(source: str) -> bool:
         return bool(images) and all(len(parts) == 3 and parts[0] in ("train", *VAL_NAMES) for parts in images)
     if path.exists() or path.suffix == ".parquet":
         return path.suffix == ".parquet"
-    return source == "sample" or (
-        path.suffix.lower() not in IMAGE_SUFFIXES and re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) is not None
-    )
+    return source == "sample" or (is_hub_id(source) and path.suffix.lower() not in IMAGE_SUFFIXES)
 
 
 def _images_in(folder: Path) -> list[Path]:

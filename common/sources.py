@@ -62,9 +62,14 @@ def read_splits(data: str) -> dict[str, datasets.Dataset]:
         return _load_parquet(data_dir=glob.escape(data))
     if source.is_dir():
         return _load_image_folder(source)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", data) and not data.startswith("."):
+    if is_hub_id(data):
         return _load_from_hub(data)
     raise InputError(f"{data}: no such folder. Use 'sample', a Hub id (owner/name) or a folder.")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` is owner/name, and no path here."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not Path(name).exists()
 
 
 def _joined(train: datasets.Dataset, val: datasets.Dataset | None) -> datasets.Dataset:
