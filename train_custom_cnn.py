@@ -50,14 +50,14 @@ class Block:
 
 def parse_blocks(text: str) -> list[Block]:
     """'32k3p2,64s2-bn-res' is a 3 x 3 convolution, ReLU and 2 x 2 pooling; then a residual block of stride 2."""
-    blocks = []
+    blocks, names = [], ("channels", "kernel_size", "stride", "pool_size")
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:k(\d+))?(?:s(\d+))?(?:p(\d+))?(-bn)?(-res)?(-?linear)?", part.strip())
         if not match:
             raise InputError(f"--blocks: {part!r} is no block such as 32, 32k3p2, 32s2-bn-res or 32-linear.")
-        channels, kernel_size, stride, pool_size = (int(number) if number else None for number in match.groups()[:4])
-        flags = match[7] is None, pool_size, stride or 1, match[5] is not None, match[6] is not None
-        blocks.append(Block(channels, kernel_size or 3, *flags))
+        numbers = {name: int(match[i]) for i, name in enumerate(names, 1) if match[i]}
+        batch_norm, residual, linear = (match[i] is not None for i in (5, 6, 7))
+        blocks.append(Block(**numbers, use_relu=not linear, batch_norm=batch_norm, residual=residual))
     return blocks
 
 

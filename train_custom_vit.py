@@ -25,7 +25,7 @@ class Config(TrainConfig):
     positions: str = option("sincos", "fixed sines and cosines, or learned", choices=("sincos", "learned"))
     pool: str = option("mean", "what the head sees: the tokens' mean, or a class token", choices=("mean", "class"))
     norm_first: bool = option(True, "normalise before attention and MLP, or after each residual sum")
-    dropout: float = option(0.0, "dropout after attention and within the MLP", minimum=0, maximum=1)
+    dropout: float = option(0.0, "dropout in attention and in the MLP", minimum=0, maximum=1)
 
     lab = TrainConfig.lab | dict(
         patch_size=16, stem="patch", positions="learned", pool="class", norm_first=False, dropout=0.1
@@ -94,7 +94,7 @@ def build_vit(
     options = dict(stem="patch", positions="learned", pool="class", norm_first=True) | options
     if options["stem"] == "conv" and (patch_size & (patch_size - 1) or patch_size > dim):
         raise InputError(f"patch size {patch_size} is no power of 2 up to dim {dim}, as the convolutions need.")
-    layer = dict(nhead=num_heads, dim_feedforward=int(dim * mlp_ratio), dropout=dropout)
+    layer = dict(nhead=num_heads, dim_feedforward=max(1, int(dim * mlp_ratio)), dropout=dropout)
     return ViT(image_size, num_classes, patch_size=patch_size, dim=dim, depth=depth, **layer, **options)
 
 

@@ -7,22 +7,27 @@ A trial changes one thing of the base, which is the script as it comes with `--c
 model gets the same trials, the own ones three more of their nets. `efficientnet` is the check of the fine-tuning recipe
 (see train_efficientnet.py), with as many trials of its own. Writes OUT/MODEL/TRIAL/fold-K, and the table to
 OUT/MODEL/sweep.md and sweep.json; finished runs are kept, so that a sweep can be stopped and gone on with.
-Any option of the script may follow, and changes the base. OMP_NUM_THREADS=1 leaves a core to another sweep.
+Any option of the script but --background may follow, and changes the base. OMP_NUM_THREADS=1 leaves a core to another
+sweep.
 """
 
 import argparse
 import contextlib
 import importlib
 import os
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from common.comparison import Scored, ask
-from common.config import DataConfig, run
+from common.config import DataConfig, parse, run
+from common.data import load_splits
 from common.files import whole, write_json
 from common.finished import find_runs, gather
+from common.grid import Job, is_finished
+from common.runs import data_fingerprint
 from common.sources import clean_categories, load_tables
 from common.stats import holm
 from common.tables import table
@@ -79,13 +84,15 @@ def train_alone(data: str, folder: Path) -> None:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("model", choices=BASES)
     parser.add_argument("--data", default="sample", help="as in the scripts; its train split is used")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
     options, more = parser.parse_known_args(argv)
-    data, root = options.out / "data", options.out / options.model
+    data, root = options.out / "data" / re.sub(r"\W+", "-", options.data), options.out / options.model
     train_alone(options.data, data)
     script = importlib.import_module(f"train_{options.model}")
     base = " ".join([f"--data {data} --crop --augment strong {BASES[options.model]}", *more])
@@ -96,11 +103,13 @@ def main(argv=None):
         folder = root / (change.replace("--", "").replace(" ", "-").replace(",", "-") or "base")
         for fold in range(1, options.folds + 1):
             out = folder / f"fold-{fold}"
-            if not (out / "metrics.json").exists():
+            line = f"{base} {change} --split-by product_id:{fold}/{options.folds} --out {out} --resume".split()
+            config = parse(script.Config, line)
+            job = Job(script.__name__, config.variant, tuple(line), config)
+            if not is_finished(job, data_fingerprint(*load_splits(config))):
                 print(f"{change or 'base'}, fold {fold}", flush=True)
-                line = f"{base} {change} --split-by product_id:{fold}/{options.folds} --out {out} --resume"
                 with contextlib.redirect_stdout(open(os.devnull, "w")):
-                    script.main(line.split())
+                    script.main(line)
         runs = find_runs([str(folder)])
         name = change or "base"
         scored[name], seconds[name] = Scored(gather(runs)[0]), sum(run.run["train_seconds"] for run in runs)

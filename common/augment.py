@@ -92,7 +92,8 @@ def strong(images: torch.Tensor, crop_sizes: torch.Tensor, draws: torch.Tensor, 
     """Colour, then mirror, rotation and a window of each image, blown up to the whole square.
 
     Arguments as in `flip_and_rotate`, but for `draws` (B, 13), and images in [0, 255]. Returns the normalised model
-    input (B, 3, S, S): zero, which is the mean colour, outside the image and where a rectangle is erased.
+    input (B, 3, S, S): zero, which is the mean colour, outside the square and where a rectangle is erased. Padding
+    within the square is coloured, turned and cut as the crop is.
     """
     mirror, angle, x, y, half_x, half_y, brightness, contrast, saturation = draws[:, :9].T
     images = normalize(change_color(images, brightness, contrast, saturation))

@@ -11,6 +11,7 @@ from torch import nn
 
 from common.augment import MEAN, STD
 from common.config import InputError
+from common.crop import PAD_COLOR
 from common.finished import FinishedRun
 
 
@@ -29,6 +30,7 @@ class RawModel(nn.Module):
 def metadata(run: FinishedRun) -> dict[str, str]:
     """What a user of the file must know, as texts; "labels" and "preprocessing" are JSON."""
     crop = {name: getattr(run.config, name) for name in ("crop", "margin", "fit", "image_size")}
+    crop |= {"pad_color": PAD_COLOR} if run.config.fit == "pad" else {}
     return {
         "labels": json.dumps(run.run["classes"]),
         "preprocessing": json.dumps(crop),

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from common.config import VARIANTS, InputError, TrainConfig, variant_of
 from common.data import ClassificationDataset, load_splits
 from common.runs import HARMLESS, data_fingerprint
 
-SCRIPTS = ("train_resnet", "train_vit", "train_custom_cnn", "train_custom_vit")
+PROJECT = Path(__file__).parent.parent
 IDS = ["image_id", "product_id", "scene_id", "label"]
 PREDICTED = ["prediction", "probability", "loss"]
 RUN_KEYS = ("script", "config", "classes", "data_fingerprint", "parameters", "images_per_second", "seconds", "rows")
@@ -38,19 +39,25 @@ class FinishedRun:
     def script(self) -> str:
         return self.run["script"]
 
+    def _module(self) -> ModuleType:
+        """The script, which must lie in the project's folder: run.json may come from anywhere."""
+        if not re.fullmatch(r"train_\w+", self.script) or not (PROJECT / f"{self.script}.py").exists():
+            raise InputError(f"{self.folder} is of {self.script}.py, which is no training script in {PROJECT}.")
+        return importlib.import_module(self.script)
+
     @property
     def config(self) -> TrainConfig:
         """What the run was started with, without a way to the network: its weights are in the folder."""
         options = dict(self.run["config"])
         options |= {"weights": "none"} if "weights" in options else {}
         try:
-            return importlib.import_module(self.script).Config(**options)
+            return self._module().Config(**options)
         except TypeError as error:
             raise InputError(f"{self.folder} was written by another version of {self.script}.py: {error}") from error
 
     def model(self) -> nn.Module:
         """The trained model, in evaluation mode."""
-        model = importlib.import_module(self.script).build_model(self.config, len(self.run["classes"]))
+        model = self._module().build_model(self.config, len(self.run["classes"]))
         try:
             model.load_state_dict(safetensors.torch.load_file(self.folder / "model.safetensors"))
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
@@ -85,8 +92,6 @@ def read_run(folder: Path) -> FinishedRun:
             raise ValueError("a probability or a loss that is none")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder} is no whole run folder: {error}.") from error
-    if run["script"] not in SCRIPTS:
-        raise InputError(f"{folder} is of {run['script']}, which is none of {', '.join(SCRIPTS)}.")
     return FinishedRun(folder, run, report, rows)
 
 
@@ -202,6 +207,7 @@ def _model_names(runs: Sequence[FinishedRun]) -> dict[tuple, str]:
         differ = [name for name, value in options if any(other.get(name) != value for other in others)]
         if len({other["recipe"] for other in others}) == len(others) > 1:
             differ = ["recipe"]  # which decides many of the others
-        shown = ", ".join(f"{name} {dict(options)[name]}" for name in differ)
+        values = {name: value for name, value in options if name in differ}
+        shown = ", ".join(f"no {name}" if value == "" else f"{name} {value}" for name, value in values.items())
         names[script, options] = script.removeprefix("train_") + (f" ({shown})" if shown else "")
     return names

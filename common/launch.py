@@ -54,9 +54,10 @@ def start(config: TrainConfig) -> Accelerator:
 
 
 def use_all_cores() -> None:
-    """Gives a process its share of the physical cores, unless the person has set OMP_NUM_THREADS.
+    """Gives a launched process its share of the physical cores that it may use (`taskset` says which).
 
-    Both launchers put 1 into that variable, which halves the speed of a CPU run on two cores.
+    Both launchers put 1 into OMP_NUM_THREADS, which halves the speed of a CPU run on two cores; nothing tells that 1
+    from a person's own. Any other number is left alone.
     """
     launched = any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"))
     if launched and os.environ.get("OMP_NUM_THREADS") == "1":

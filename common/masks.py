@@ -29,12 +29,13 @@ def load_masks(config: DataConfig, name: str, split: ClassificationDataset) -> n
         if row["mask"] is None:
             raise InputError(f"{name} row {split.numbers[i]} has no mask.")
         try:
-            mask = Image.open(io.BytesIO(encoded_bytes(row["mask"])))
+            mask, image = (Image.open(io.BytesIO(encoded_bytes(row[name]))) for name in ("mask", "image"))
+            fits = sorted(mask.size) == sorted(image.size)  # one of them may lie on its side
             mask = mask.getchannel("A") if "A" in mask.getbands() else mask.convert("L")
             mask, size = cut(mask, row.get("bbox"), config, fill=(0, 0, 0))
         except (OSError, ValueError) as error:
             raise InputError(f"the mask of {name} row {split.numbers[i]} does not fit its image: {error}") from error
-        if not np.allclose(size, split.crop_sizes[i]):
+        if not fits or not np.allclose(size, split.crop_sizes[i]):
             raise InputError(f"the mask of {name} row {split.numbers[i]} is not as large as its image.")
         masks[i] = np.asarray(mask)[:, :, 0]
     if masks.max() < 128:
@@ -58,7 +59,7 @@ def replace_background(
     elif kind == "blur":
         from torchvision.transforms.v2.functional import gaussian_blur  # takes seconds
 
-        size = images.shape[-1] // 8
+        size = max(1, images.shape[-1] // 8)
         background = gaussian_blur(images, [2 * size + 1] * 2, [size / 2] * 2)
     else:
         shown = 1 - other_masks

@@ -50,7 +50,7 @@ def check_folder(folder: Path, resume: bool) -> None:
 
 def run_identity(config: TrainConfig, accelerator: Accelerator, train, val) -> dict:
     """All that decides a run's numbers, but for the hardware and the versions: a resumed run has the same."""
-    return {
+    identity = {
         "script": script_name(config),
         "classes": train.classes,
         "data_fingerprint": data_fingerprint(train, val),
@@ -58,6 +58,12 @@ def run_identity(config: TrainConfig, accelerator: Accelerator, train, val) -> d
         "mixed_precision": accelerator.mixed_precision,
         **{name: value for name, value in asdict(config).items() if name not in HARMLESS},
     }
+    if config.teacher:  # what it is, not where it lies
+        with open(Path(config.teacher, "model.safetensors"), "rb") as file:
+            identity["teacher"] = hashlib.file_digest(file, "sha256").hexdigest()
+    if train.masks is not None:
+        identity["masks"] = hashlib.sha256(train.masks).hexdigest()
+    return identity
 
 
 def data_fingerprint(train, val) -> str:

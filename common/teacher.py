@@ -7,25 +7,30 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.config import InputError, TrainConfig, flag_of
+from common.data import ClassificationDataset
 from common.finished import read_run
+from common.runs import data_fingerprint
 
 TEMPERATURE, SHARE = 2.0, 0.5  # softness of the teacher's outputs; its share of the loss
 
 
-def load_teacher(config: TrainConfig, classes: list[str], device: torch.device) -> nn.Module | None:
+def load_teacher(
+    config: TrainConfig, train: ClassificationDataset, val: ClassificationDataset, device: torch.device
+) -> nn.Module | None:
     """The model of the run that `--teacher` names, frozen, in evaluation mode; None where it names none.
 
     Raises:
-        InputError: there is no finished run, or it knows other classes or was shown other crops.
+        InputError: there is no finished run, or it was shown other crops, or other data or another split: it may have
+            learned what is validated here.
     """
     if not config.teacher:
         return None
     run = read_run(Path(config.teacher))
     shown = ("crop", "margin", "fit", "image_size")
     differ = [flag_of(name) for name in shown if getattr(run.config, name) != getattr(config, name)]
-    differ += ["classes"] * (run.run["classes"] != classes)
+    differ += ["data or split"] * (run.run["data_fingerprint"] != data_fingerprint(train, val))
     if differ:
-        raise InputError(f"--teacher {config.teacher} was trained with other {', '.join(differ)}: both see one batch.")
+        raise InputError(f"--teacher {config.teacher} was trained with other {', '.join(differ)}: use the same.")
     return run.model().requires_grad_(False).to(device)
 
 

@@ -74,13 +74,13 @@ def train_model(
     if config.dry_run and main:
         out = Path(tempfile.mkdtemp(prefix="dry-run-"))
         atexit.register(shutil.rmtree, out, ignore_errors=True)
+    if config.background != "keep":
+        train.masks = load_masks(config, "train", train)
+    teacher = load_teacher(config, train, val, accelerator.device)
     run = describe_run(config, accelerator, model, train, val)
     identity = run_identity(config, accelerator, train, val)
     model, optimizer = accelerator.prepare(model, optimizer)
     place_pixels(config, accelerator.device, train, val)
-    if config.background != "keep":
-        train.masks = load_masks(config, "train", train)
-    teacher = load_teacher(config, train.classes, accelerator.device)
     progress = {"step": 0, "seconds": 0.0, "train_seconds": 0.0, "best": {"accuracy": -1.0}}
     # Sums since the last log line and the last evaluation: a checkpoint may fall between them.
     progress |= {"window_loss": 0.0, "window_steps": 0, "epoch_loss": 0.0, "epoch_steps": 0}
@@ -116,6 +116,11 @@ def train_model(
                     raise
                 advice = f"{config.accumulate} pieces: --accumulate {2 * config.accumulate} makes smaller ones of it"
                 raise InputError(f"out of memory with --batch-size {batch_size} in {advice}.") from error
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                advice = "raise --batch-size or --image-size, or lower --accumulate"
+                raise InputError(f"batch norm is left with one value to take the mean of: {advice}.") from error
             step += 1
             bar.update()
             epoch = step * batch_size // n

@@ -12,7 +12,7 @@ from common.augment import normalize
 from common.batches import Draws, draw, make_batch
 from common.config import InputError, TrainConfig
 from common.data import load_splits
-from common.masks import load_masks
+from common.masks import load_masks, replace_background
 from common.mix import CUTMIX, MIXUP, draw_mix, mix
 from common.sources import load_tables
 
@@ -100,6 +100,13 @@ def test_only_the_background_is_replaced(small, kind):
         assert hole.std(1).max() < 1e-3, "the other product is painted over with one colour"
 
 
+@pytest.mark.parametrize("size", [2, 7])
+def test_a_small_image_can_be_blurred(size):
+    images = torch.rand(2, 3, size, size) * 255
+    masks = torch.ones(2, 1, size, size)
+    assert torch.equal(replace_background(images, masks, images, masks, "blur"), images)
+
+
 def test_masks_are_cut_as_the_images_are(small):
     _, train = small(background="gray")
     tables = load_tables(small(background="keep")[0], "mask")["train"].select(train.numbers[:3])
@@ -113,13 +120,13 @@ def test_masks_are_cut_as_the_images_are(small):
 def test_masks_that_would_erase_the_product(parquet, rows, cache):
     """In the alpha channel they are found; values of 0 and 1 are refused, and so is a broken file."""
 
-    def load(convert):
+    def load(convert, **more):
         changed = []
         for row in rows["train"][:8]:
             mask = Image.open(io.BytesIO(row["mask"]["bytes"])).convert("L")
             changed.append(dict(row, mask={"bytes": convert(mask), "path": None}))
-        data = parquet({"train": changed, "val": changed}, name=convert.__name__)
-        config = TrainConfig(data=data, image_size=32, cache=cache)
+        data = parquet({"train": changed, "val": changed}, name=f"{convert.__name__}{more}")
+        config = TrainConfig(data=data, image_size=32, cache=cache, **more)
         return load_masks(config, "train", load_splits(config)[0])
 
     def png(image):
@@ -136,6 +143,9 @@ def test_masks_that_would_erase_the_product(parquet, rows, cache):
     def ones(mask):
         return png(mask.point(lambda value: value > 127))
 
+    def larger(mask):
+        return png(mask.resize([2 * side for side in mask.size]))
+
     def broken(mask):
         return png(mask)[:50]
 
@@ -144,6 +154,9 @@ def test_masks_that_would_erase_the_product(parquet, rows, cache):
         load(ones)
     with pytest.raises(InputError, match="the mask of train row 0 does not fit its image"):
         load(broken)
+    for crop in (False, True):
+        with pytest.raises(InputError, match="the mask of train row 0 is not as large as its image"):
+            load(larger, crop=crop)
 
 
 def test_data_without_masks(parquet, rows, cache):

@@ -34,6 +34,22 @@ def test_the_comparison_of_choices_runs():
     assert "one device's" in done.stdout and "1/8" in done.stdout
 
 
+def test_a_sweep_keeps_its_runs_and_no_others(tmp_path, cache, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "TRIALS", ("", "--lr 3e-3"))
+    monkeypatch.setattr(sweep, "NETS", {})
+    line = (
+        f"custom_cnn --folds 2 --out {tmp_path} --limit 90 --epochs 1 --image-size 16 --cache {cache} --blocks 8s2-bn"
+    )
+    sweep.main(line.split())
+    first = capsys.readouterr().out
+    assert "base, fold 2" in first and "--lr 3e-3, fold 1" in first and "accuracy, n = 180" in first
+    sweep.main(line.split())
+    again = capsys.readouterr().out
+    assert "fold" not in again and again in first
+    with pytest.raises(InputError, match="holds a run with --blocks 8s2-bn"):
+        sweep.main([*line.split()[:-1], "16s2-bn"])
+
+
 def test_a_sweep_sees_no_val_row(tmp_path):
     """Nor a class that val lacks."""
     sweep.train_alone("sample", tmp_path)

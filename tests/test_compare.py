@@ -127,11 +127,25 @@ def test_seeds_are_one_experiment_and_holm_counts_all_questions(write_run):
     assert smallest.holm_p == pytest.approx(min(1, 3 * smallest.p))
 
 
+def test_variants_are_asked_about_without_the_crop_alone(write_run):
+    lines = ("--crop --augment", "--crop --augment strong", "--crop")
+    runs = [
+        write_run("train_custom_cnn", line, right_but(range(n))) for n, line in zip((30, 9, 60), lines, strict=True)
+    ]
+    (question,) = asked(*runs[:2])
+    assert question.title == "custom_cnn: crop-strong against crop-augment" and question.decided
+    titles = [question.title for question in asked(*runs)]
+    assert titles == ["custom_cnn: crop-augment against crop", "custom_cnn: crop-strong against crop"]
+
+
 def test_other_options_are_other_experiments(write_run):
     runs = [write_run("train_custom_cnn", f"--crop --lr {lr}", LABELS) for lr in (0.1, 0.01)]
     runs.append(write_run("train_custom_vit", "--crop", LABELS))
     names = [experiment.model for experiment in gather(find_runs(map(str, runs)))]
     assert names == ["custom_cnn (lr 0.1)", "custom_cnn (lr 0.01)", "custom_vit"]
+    runs = [write_run("train_custom_cnn", f"--crop{more}", LABELS) for more in ("", " --teacher RUN")]
+    names = [experiment.model for experiment in gather(find_runs(map(str, runs)))]
+    assert names == ["custom_cnn (no teacher)", "custom_cnn (teacher RUN)"]
 
 
 def test_the_labs_recipe_is_named_by_its_name_alone(write_run):

@@ -125,6 +125,8 @@ def test_every_kind_of_vit_learns_a_batch(more):
         (lambda: build_cnn(LAB_BLOCKS, 12, image_size=7), "nothing of 7 pixels"),
         (lambda: build_cnn([Block(0)], 12), "channels=0"),
         (lambda: build_cnn([Block(4, 2, stride=2)], 12), "kernel_size=2.*odd"),
+        (lambda: build_cnn(parse_blocks("32s0"), 12), "stride=0"),
+        (lambda: build_cnn(parse_blocks("32k0"), 12), "kernel_size=0"),
         (lambda: build_vit(24, 12, patch_size=12, stem="conv"), "patch size 12 is no power of 2"),
         (lambda: train_vit.build_model(train_vit.Config(image_size=100, weights="none"), 12), "100 .*patch size 16"),
         (lambda: train_vit.build_model(train_vit.Config(model="vit_x"), 12), "vit_x.*vit_b_16"),

@@ -16,6 +16,7 @@ from PIL import Image
 
 import export
 import predict
+from common import finished
 from common.config import InputError
 from common.finished import read_run
 from tests.conftest import SAMPLE
@@ -238,8 +239,8 @@ def test_an_exported_model_predicts_the_same(runs, script, kind, tmp_path, capsy
         texts = {"labels.txt": ""}
         logits = torch.export.load(path, extra_files=texts).module()(torch.from_numpy(images)).detach().numpy()
         texts = {name.removesuffix(".txt"): text for name, text in texts.items()}
-    labels = json.loads(texts["labels"])
-    assert labels == run.run["classes"]
+    labels, crop = json.loads(texts["labels"]), json.loads(texts["preprocessing"])
+    assert labels == run.run["classes"] and crop["fit"] == "pad" and crop["pad_color"] == [124, 116, 104]
     assert [labels[i] for i in logits.argmax(1)] == run.rows["prediction"].tolist()[:7]
 
 
@@ -277,7 +278,7 @@ def test_missing_packages_are_named(runs, tmp_path, monkeypatch):
         (
             "run.json",
             lambda text: text.replace('"script": "train_custom_cnn"', '"script": "os"'),
-            "none of train_resnet",
+            "is of os.py, which is no training script",
         ),
         ("model.safetensors", lambda text: text[:200], "weights in .* do not fit"),
         ("metrics.json", None, "an unfinished run"),
@@ -293,6 +294,21 @@ def test_files_that_do_not_fit_together_are_refused(cropped, tmp_path, name, cha
         (folder / name).write_bytes(change(old).encode("latin-1"))
     with pytest.raises(InputError, match=words):
         predict.main([str(folder), VAL])
+
+
+def test_a_script_of_ones_own(cropped, tmp_path, monkeypatch):
+    """A copy of a script in the project's folder, under another name, is one more training script."""
+    shutil.copy(finished.PROJECT / "train_custom_cnn.py", tmp_path / "train_mine.py")
+    folder = Path(shutil.copytree(cropped, tmp_path / "run"))
+    text = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(text.replace('"script": "train_custom_cnn"', '"script": "train_mine"'))
+    with pytest.raises(InputError, match="is of train_mine.py, which is no training script"):
+        read_run(folder).model()
+    monkeypatch.setattr(finished, "PROJECT", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert type(read_run(folder).config).__module__ == "train_mine"
+    predict.main([str(folder), VAL, "--output", str(tmp_path / "answers.csv")])
+    assert len((tmp_path / "answers.csv").read_text().splitlines()) == 131
 
 
 def test_the_card_is_one_that_the_hub_reads(cropped):
