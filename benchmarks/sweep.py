@@ -62,6 +62,8 @@ FINE_TUNING = (
     "--lr 3e-3 --backbone-lr 1",
     "--lr 3e-4 --backbone-lr 1",
     "--backbone-lr 1 --head-first 36",
+    "--epochs 30",
+    "--backbone-lr 1 --epochs 30",
     "--label-smoothing 0.1",
 )
 BASES = {
