@@ -1,4 +1,4 @@
-"""Fine-tunes an ImageNet ResNet: a new head at the full learning rate, the backbone at a tenth of it.
+"""Fine-tunes an ImageNet ResNet with a new head.
 
 python train_resnet.py --data sample --crop --augment --weights none
 accelerate launch train_resnet.py --crop --augment
@@ -16,9 +16,7 @@ class Config(TrainConfig):
     model: str = option("resnet18", "any torchvision ResNet by its name")
     weights: str = option("imagenet", "'imagenet', 'none' or a file with a state dict")
     freeze: str = option("none", "what is not trained", choices=("none", "backbone"))
-    backbone_lr: float = option(0.1, "learning rate of the backbone, as a fraction of --lr", minimum=0)
-
-    lab = TrainConfig.lab | dict(backbone_lr=1.0)
+    backbone_lr: float = option(1.0, "learning rate of the backbone, as a fraction of --lr", minimum=0)
 
 
 if __name__ == "__main__":
@@ -52,7 +50,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     def lr_scale(name: str) -> float:
-        return 1.0 if name.startswith("fc.") or config.weights == "none" else config.backbone_lr
+        return 1.0 if name.startswith("fc.") else config.backbone_lr
 
     return torch.optim.AdamW(parameter_groups(model, config.weight_decay, lr_scale), lr=config.lr, fused=True)
 

@@ -55,15 +55,15 @@ NETS = {  # for the two whose net is ours to choose
 
 FINE_TUNING = (
     "",
+    "--backbone-lr 0.1",
     "--backbone-lr 0.3",
-    "--backbone-lr 1",
     "--lr 3e-3",
+    "--lr 3e-3 --backbone-lr 0.1",
     "--lr 3e-3 --backbone-lr 0.3",
-    "--lr 3e-3 --backbone-lr 1",
-    "--lr 3e-4 --backbone-lr 1",
-    "--backbone-lr 1 --head-first 36",
+    "--lr 3e-4",
     "--epochs 30",
-    "--backbone-lr 1 --epochs 30",
+    "--epochs 30 --backbone-lr 0.1",
+    "--head-first 36",
     "--label-smoothing 0.1",
 )
 BASES = {
