@@ -132,6 +132,14 @@ def test_out_of_memory(tmp_path, cache):
     assert "out of memory with --batch-size 48 in 1 pieces: --accumulate 2" in done.stderr
 
 
+def test_batch_norm_with_nothing_to_take_the_mean_of(tmp_path, cache):
+    """Pieces of one image, of which the last layers leave one pixel."""
+    line = f"--data sample --limit 48 --image-size 16 --batch-size 8 --accumulate 8 --cache {cache} --out {tmp_path}"
+    done = launch([sys.executable, "train_custom_cnn.py", *line.split()])
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "batch norm is left with one value to take the mean of: raise --batch-size" in done.stderr
+
+
 def test_a_run_folder_that_cannot_be_made(tmp_path, cache):
     (tmp_path / "file").write_text("")
     done = launch(command(tmp_path / "file" / "run", cache))
