@@ -40,9 +40,9 @@ class FinishedRun:
         return self.run["script"]
 
     def _module(self) -> ModuleType:
-        """The script, which must lie in the project's folder: run.json may come from anywhere."""
-        if not re.fullmatch(r"train_\w+", self.script) or not (PROJECT / f"{self.script}.py").exists():
-            raise InputError(f"{self.folder} is of {self.script}.py, which is no training script in {PROJECT}.")
+        """The script, from the project's folder alone: run.json may come from anywhere."""
+        if not (PROJECT / f"{self.script}.py").exists():
+            raise InputError(f"{self.folder} is of {self.script}.py, which is not in {PROJECT}.")
         return importlib.import_module(self.script)
 
     @property
@@ -84,6 +84,8 @@ def read_run(folder: Path) -> FinishedRun:
         missing = {*RUN_KEYS} - run.keys() | {*REPORT_KEYS} - report.keys() | {*CONFIG_KEYS} - run["config"].keys()
         if missing:
             raise ValueError(f"{', '.join(sorted(missing))} missing")
+        if not re.fullmatch(r"train_\w+", str(run["script"])):
+            raise ValueError(f"{run['script']} is no training script")
         if json.loads((folder / "labels.json").read_text()) != run["classes"]:
             raise ValueError("labels.json and run.json name other classes")
         if len(rows) != run["rows"]["val"] or not len(rows):

@@ -278,7 +278,7 @@ def test_missing_packages_are_named(runs, tmp_path, monkeypatch):
         (
             "run.json",
             lambda text: text.replace('"script": "train_custom_cnn"', '"script": "os"'),
-            "is of os.py, which is no training script",
+            "no whole run folder: os is no training script",
         ),
         ("model.safetensors", lambda text: text[:200], "weights in .* do not fit"),
         ("metrics.json", None, "an unfinished run"),
@@ -302,7 +302,7 @@ def test_a_script_of_ones_own(cropped, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(cropped, tmp_path / "run"))
     text = (folder / "run.json").read_text()
     (folder / "run.json").write_text(text.replace('"script": "train_custom_cnn"', '"script": "train_mine"'))
-    with pytest.raises(InputError, match="is of train_mine.py, which is no training script"):
+    with pytest.raises(InputError, match="is of train_mine.py, which is not in"):
         read_run(folder).model()
     monkeypatch.setattr(finished, "PROJECT", tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
