@@ -1,6 +1,7 @@
 """Pictures of a comparison."""
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
@@ -18,13 +19,13 @@ VARIANT_COLORS = {
     "crop-strong": "#08519c",
 }
 BASELINE_COLOR = "#d9c7a3"
+LABEL_WIDTH = 44  # characters of a line; an experiment's name may list many options
 
 
 def bars(scored: Sequence[Scored], baselines: Sequence[Scored]) -> plt.Figure:
     """Accuracy of each experiment with its 95 % interval; a dot for each seed."""
     rows = [*scored, *baselines]
-    height = 1.2 + 0.36 * len(rows)
-    figure, axis = plt.subplots(figsize=(8.5, height), layout="constrained")
+    figure, axis = _rows([one.name for one in rows])
     for y, one in enumerate(rows):
         found = one.estimates["accuracy"]
         low, high = found.share_interval()
@@ -34,8 +35,6 @@ def bars(scored: Sequence[Scored], baselines: Sequence[Scored]) -> plt.Figure:
         if len(one.right) > 1:
             axis.plot(one.right.mean(1), np.full(len(one.right), y + 0.2), "k.", markersize=3)
         axis.text(high + 0.01, y, f"{found.value:.3f}", va="center", fontsize=9)
-    axis.set_yticks(range(len(rows)), [one.name for one in rows])
-    axis.invert_yaxis()
     axis.set(xlim=(0, 1.05), xlabel=f"val accuracy, 95 % interval ({rows[0].n} images); dots: seeds")
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
@@ -44,7 +43,7 @@ def bars(scored: Sequence[Scored], baselines: Sequence[Scored]) -> plt.Figure:
 
 def forest(asked: Sequence[Question]) -> plt.Figure:
     """The differences in points with their 95 % intervals; filled where decided after Holm's correction."""
-    figure, axis = plt.subplots(figsize=(9.5, 1.3 + 0.36 * len(asked)), layout="constrained")
+    figure, axis = _rows([question.title for question in asked])
     for y, question in enumerate(asked):
         low, high = question.change.interval()
         color = "tab:blue" if question.decided else "tab:gray"
@@ -52,11 +51,19 @@ def forest(asked: Sequence[Question]) -> plt.Figure:
         face = color if question.decided else "white"
         axis.plot(100 * question.change.value, y, "o", color=color, markerfacecolor=face, markersize=6)
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(asked)), [question.title for question in asked])
-    axis.set_ylim(len(asked) - 0.5, -0.5)
     axis.set_xlabel("difference in accuracy, points, with 95 % interval\n(filled: distinguishable, corrected for all)")
     axis.grid(axis="x", alpha=0.3)
     return figure
+
+
+def _rows(labels: Sequence[str]) -> tuple[plt.Figure, plt.Axes]:
+    """A figure with a row for each label, from above, as high as the longest label needs."""
+    lines = [fill(label, LABEL_WIDTH) for label in labels]
+    height = max(0.36, 0.2 * max(text.count("\n") + 1 for text in lines))
+    figure, axis = plt.subplots(figsize=(9, 1.2 + height * len(lines)), layout="constrained")
+    axis.set_yticks(range(len(lines)), lines)
+    axis.set_ylim(len(lines) - 0.5, -0.5)
+    return figure, axis
 
 
 def confusions(scored: Sequence[Scored]) -> plt.Figure:
@@ -69,7 +76,8 @@ def confusions(scored: Sequence[Scored]) -> plt.Figure:
         predictions = one.experiment.predictions
         counts = sum(confusion_matrix(one.labels, guesses, labels=classes) for guesses in predictions)
         draw_confusion(axis, counts / len(predictions), classes)
-        axis.set_title(f"{one.name}: accuracy {one.estimates['accuracy'].value:.3f}", fontsize=11)
+        title = f"{one.name}: accuracy {one.estimates['accuracy'].value:.3f}"
+        axis.set_title(fill(title, 2 * LABEL_WIDTH), fontsize=11)
     return figure
 
 
@@ -90,7 +98,7 @@ def reliability(scored: Sequence[Scored]) -> plt.Figure:
         axis.bar(middles, counts / counts.sum(), width=0.9 / len(counts), color="#d5dbe1")
         axis.plot(expected[there] / counts[there], right[there] / counts[there], "o-", color="tab:blue", markersize=4)
         axis.set(xlim=(0, 1), ylim=(0, 1))
-        axis.set_title(one.name, fontsize=9)
+        axis.set_title(fill(one.name, LABEL_WIDTH * 2 // 3), fontsize=9)
     figure.supxlabel("probability of the predicted class (bars: share of rows)", fontsize=10)
     figure.supylabel("accuracy", fontsize=10)
     return figure
