@@ -98,17 +98,22 @@ def main(argv=None):
     train_alone(options.data, data)
     script = importlib.import_module(f"train_{options.model}")
     base = " ".join([f"--data {data} --crop --augment strong {BASES[options.model]}", *more])
+    splits = {f: f"--split-by product_id:{f}/{options.folds}" for f in range(1, options.folds + 1)}
+    fingerprints = {
+        fold: data_fingerprint(*load_splits(parse(script.Config, f"{base} {split}".split())))
+        for fold, split in splits.items()
+    }
     trials = FINE_TUNING if options.model == "efficientnet" else (*TRIALS, *NETS.get(options.model, ()))
 
     scored, seconds = {}, {}
     for change in trials:
         folder = root / (change.replace("--", "").replace(" ", "-").replace(",", "-") or "base")
-        for fold in range(1, options.folds + 1):
+        for fold, split in splits.items():
             out = folder / f"fold-{fold}"
-            line = f"{base} {change} --split-by product_id:{fold}/{options.folds} --out {out} --resume".split()
+            line = f"{base} {change} {split} --out {out} --resume".split()
             config = parse(script.Config, line)
             job = Job(script.__name__, config.variant, tuple(line), config)
-            if not is_finished(job, data_fingerprint(*load_splits(config))):
+            if not is_finished(job, fingerprints[fold]):
                 print(f"{change or 'base'}, fold {fold}", flush=True)
                 with contextlib.redirect_stdout(open(os.devnull, "w")):
                     script.main(line)

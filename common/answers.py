@@ -19,9 +19,7 @@ def collect(inputs: Inputs, classes: list[str], logits: np.ndarray, reasons: lis
     """
     answers = []
     for i, reason in enumerate(reasons):
-        box = inputs.boxes[i] and [
-            v if isinstance(v, int | float) and math.isfinite(v) else None for v in inputs.boxes[i]
-        ]
+        box = inputs.boxes[i] and [v if _finite(v) else None for v in inputs.boxes[i]]
         answer = {"image": inputs.names[i], "box": box, "category": None, "probability": None, "top": []}
         if not reason:
             probabilities = softmax(logits[i].astype(np.float64))

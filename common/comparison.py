@@ -20,10 +20,11 @@ STEPS = (  # variants that are compared, and what tells them apart
     ("crop", "crop-strong", "strong augmentation"),
     ("full", "full-augment", "augmentation"),
     ("full", "full-strong", "strong augmentation"),
+)
+STEPS_WITHOUT_CROP = (  # further ones, where there is no crop alone
     ("full", "crop-augment", "crop and augmentation"),
     ("crop-augment", "crop-strong", "strong augmentation"),
 )
-WITHOUT_CROP = STEPS[-2:]  # asked only where there is no crop alone
 
 
 class Scored:
@@ -150,9 +151,8 @@ def questions(scored: Sequence[Scored]) -> list[Question]:
         models.setdefault(one.experiment.model, {})[one.experiment.variant] = one
     asked = []
     for variants in models.values():
-        for step in STEPS:
-            before, after, kind = step
-            if {before, after} <= variants.keys() and not (step in WITHOUT_CROP and "crop" in variants):
+        for before, after, kind in STEPS if "crop" in variants else STEPS + STEPS_WITHOUT_CROP:
+            if {before, after} <= variants.keys():
                 asked.append(ask(kind, variants[before], variants[after]))
     for one, other in combinations(models.values(), 2):
         common = [variant for variant in VARIANTS if variant in one.keys() & other.keys()]

@@ -52,16 +52,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
     """A header and a line per dict of `rows`, which all have the same keys."""
-    with (
-        whole(path) as partial,
-        open(
-            partial,
-            "w",
-            newline="",
-            encoding="utf-8",
-            errors="surrogateescape",  # a file's name need not be UTF-8
-        ) as file,
-    ):
+    names = dict(encoding="utf-8", errors="surrogateescape")  # a file's name need not be UTF-8
+    with whole(path) as partial, open(partial, "w", newline="", **names) as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

@@ -77,16 +77,15 @@ def describe_run(config: TrainConfig, accelerator: Accelerator, model: torch.nn.
         commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # no git
         commit = ""
-    identity = run_identity(config, accelerator, train, val)
     gpu = accelerator.device.type == "cuda"
     return {
-        "script": identity["script"],
+        "script": script_name(config),
         "variant": config.variant,
         "command": shlex.join(sys.argv),
         "config": asdict(config),
         "classes": train.classes,
         "rows": {"train": len(train), "val": len(val), "dropped": train.dropped},
-        "data_fingerprint": identity["data_fingerprint"],
+        "data_fingerprint": data_fingerprint(train, val),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
