@@ -1,11 +1,10 @@
-"""Looks for what makes a score on this data unbelievable: leakage, duplicates, rare classes, tiny boxes, bad rows.
+"""Reports data problems that make a score misleading: leakage, duplicates, rare classes, tiny boxes, bad rows.
 
 python audit.py --data sample --crop
 python audit.py --data sample --crop --split-by product_id --out report.json
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from common.config import DataConfig, option, parse, run
 
@@ -14,24 +13,21 @@ from common.config import DataConfig, option, parse, run
 class Config(DataConfig):
     image_size: int = 64
     bad_rows: str = "skip"
-    out: str = option("data_report.json", "file of the report", group="run")
-
-
-if __name__ == "__main__":
-    run(parse, Config)  # --help and mistyped options are answered here, before the imports below take their seconds
-
-from common.audit import audit, describe
-from common.data import load_splits
-from common.files import write_json
+    out: str = option("data_report.json", "report file", group="run")
 
 
 def main(argv=None):
     config = parse(Config, argv)
+    # Imported here because these take seconds, and --help should be fast.
+    from common.data.audit import audit, describe
+    from common.data.dataset import load_splits
+    from common.files import write_json
+
     train, val = load_splits(config)
     report = audit(train, val)
     print(describe(train, val, report))
     write_json(config.out, report)
-    print(f"written: {Path(config.out)}")
+    print(f"written: {config.out}")
     return report
 
 

@@ -1,16 +1,16 @@
-"""Exports a finished run's model as one file that needs neither this project nor, as ONNX, PyTorch.
+"""Exports the model of a finished run as a single file that needs neither this project nor, as ONNX, PyTorch.
 
-python export.py RUN                       # RUN/model.onnx; needs: pip install onnx onnxruntime onnxscript
+python export.py RUN                       # RUN/model.onnx; needs the packages onnx, onnxruntime and onnxscript
 python export.py RUN --to pt2              # RUN/model.pt2, for torch.export.load
 
-The model takes raw crops, uint8 (N, 3, S, S) in RGB and of any number N, and gives logits, float32 (N, C). The class
-names, the image size and how crops are made are in the file's metadata. The file is checked on the run's val split.
+The model takes raw crops, uint8 (N, 3, S, S) in RGB for any N, and returns logits, float32 (N, C). Class names, image
+size and preprocessing are in the file's metadata. The file is kept only if it agrees with PyTorch on the val split.
 """
 
 import argparse
 from pathlib import Path
 
-from common.config import run
+from common.config import InputError, run
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
 
@@ -28,54 +28,37 @@ def read_options(argv=None) -> argparse.Namespace:
     return options
 
 
-if __name__ == "__main__":
-    run(read_options)  # --help and mistyped options are answered here, before the imports below take their seconds
-
-import numpy as np
-import torch
-
-from common.config import InputError
-from common.evaluate import EVAL_BATCH
-from common.exporting import FORMATS, RawModel, metadata
-from common.files import whole
-from common.finished import FinishedRun, read_run
-
-
-def check_images(finished: FinishedRun) -> tuple[list[np.ndarray], str]:
-    """The run's val images in batches, uint8 (B, 3, S, S), or noise where its data is gone; and what they are."""
-    try:
-        val = finished.splits()[1]
-    except InputError as error:
-        print(f"not checked on the val split, but on noise: {error}")
-        size = finished.config.image_size
-        return [np.random.default_rng(0).integers(0, 256, (100, 3, size, size), dtype=np.uint8)], "100 images of noise"
-    images = [val.pixels[val.index[i : i + EVAL_BATCH]] for i in range(0, len(val), EVAL_BATCH)]
-    return images, f"{len(val)} val rows"
-
-
 def main(argv=None):
     options = read_options(argv)
+    # Imported here because these take seconds, and --help should be fast.
+    import numpy as np
+    import torch
+
+    from common.deploy.formats import FORMATS, RawModel, metadata, verification_images
+    from common.files import atomic_path
+    from common.run_folder import read_run
+
     finished = read_run(options.run)
     write, read = FORMATS[options.to]
     path = options.output or options.run / f"model{SUFFIXES[options.to]}"
-    pixels, checked = check_images(finished)
+    pixels, checked = verification_images(finished)
     model = RawModel(finished.model()).eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operation that no other runtime knows
-    with whole(path) as partial:
-        example = torch.zeros(2, *pixels[0].shape[1:], dtype=torch.uint8)  # of one image, the number would be fixed
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused operation that other runtimes lack
+    with atomic_path(path) as partial:
+        example = torch.zeros(2, *pixels[0].shape[1:], dtype=torch.uint8)  # N = 1 would be exported as a constant
         write(model, example, metadata(finished), partial)
         exported = read(partial)
-        found = np.concatenate([exported(batch) for batch in pixels])
+        actual = np.concatenate([exported(batch) for batch in pixels])
         with torch.no_grad():
             expected = np.concatenate([model(torch.from_numpy(batch)).numpy() for batch in pixels])
-        differ = int((found.argmax(1) != expected.argmax(1)).sum())
+        differ = int((actual.argmax(1) != expected.argmax(1)).sum())
         if differ:
-            raise InputError(f"{path} is not kept: it predicts {differ} of {checked} otherwise than PyTorch.")
-    print(f"{checked}: the same predictions as PyTorch, logits at most {abs(found - expected).max():.1e} apart")
-    if len(found) == len(finished.rows):
-        names = np.array(finished.run["classes"])[found.argmax(1)]
+            raise InputError(f"{path} was not written: it disagrees with PyTorch on {differ} of {checked}.")
+    print(f"{checked}: same predictions as PyTorch, logits differ by at most {abs(actual - expected).max():.1e}")
+    if len(actual) == len(finished.rows):
+        names = np.array(finished.info.classes)[actual.argmax(1)]
         same = int((names == finished.rows["prediction"].to_numpy()).sum())
-        print(f"{same} of {len(found)} are those of predictions.csv")
+        print(f"{same} of {len(actual)} predictions match predictions.csv")
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return path
 

@@ -1,11 +1,12 @@
-"""Runs a grid of experiments, models x variants x seeds, one after another; keeps finished runs, resumes broken ones.
+"""Trains a grid of experiments (models x variants x seeds), one run after another.
 
 python study.py --data sample                     # four models, four variants, six seeds
-python study.py --data sample --recipe lab        # the ten experiments of the study that this project repeats
-python study.py --data sample --folds 5           # cross-validation: each product of train and val is validated once
-python compare.py runs/study                      # what came of it
+python study.py --data sample --recipe lab        # the ten experiments of the lab study
+python study.py --data sample --folds 5           # cross-validation over the products of train and val
+python compare.py runs/study                      # analyse the results
 
-Any option of the training scripts may follow, such as --epochs 5 or --weights none: it goes to those that have it.
+Options of the training scripts, such as --epochs 5 or --weights none, are passed to the scripts that have them. To
+continue an interrupted study, run the same command again: finished runs are kept, and unfinished ones are resumed.
 """
 
 import argparse
@@ -16,54 +17,74 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
-from common.config import VARIANTS, InputError, Interrupted, run
-
-MODELS = ("resnet", "vit", "custom_cnn", "custom_vit")
-IN_LAB = {"full", "crop", "crop-augment"}
-NOT_IN_LAB = {("custom_cnn", "crop"), ("custom_vit", "crop")}  # its table has ten rows
-OWN = ("--crop", "--augment", "--seed", "--split-by", "--out", "--resume", "--dry-run", "--summary")
-
-
-def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
-    """The study's own options, and each of the others with its values."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
-    four = ["full", "crop", "crop-augment", "crop-strong"]
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=four, help=f"default: {' '.join(four)}")
-    parser.add_argument("--seeds", type=int, default=6, help="seeds 0, 1, ... of each experiment (default: 6)")
-    parser.add_argument("--folds", type=int, default=0, help="cross-validate over so many folds of the products")
-    parser.add_argument("--recipe", choices=("default", "lab"), default="default", help="see the scripts' --help")
-    parser.add_argument("--out", default="", help="folder of the runs (default: runs/study or runs/study-lab)")
-    parser.add_argument("--config-file", default=str(Path(__file__).with_name("accelerate_config.yaml")))
-    options, rest = parser.parse_known_args(argv)
-    starts = [i for i, word in enumerate(rest) if word.startswith("--")]
-    more = [rest[a:b] for a, b in zip(starts, [*starts[1:], len(rest)], strict=True)]
-    if rest and 0 not in starts:
-        parser.error(f"unrecognized argument: {rest[0]}")
-    for flag in (words[0].split("=")[0] for words in more):
-        if flag in OWN:
-            parser.error(f"{flag} is for the study to set: see --models, --variants, --seeds, --folds and --out")
-    if not Path(options.config_file).is_file():
-        parser.error(f"--config-file {options.config_file}: no such file")
-    if options.seeds < 1 or options.folds == 1 or options.folds < 0:
-        parser.error("--seeds must be at least 1, and --folds at least 2")
-    return options, [*more, ["--recipe", options.recipe]]
-
-
-if __name__ == "__main__":
-    run(read_options)  # --help and mistyped options are answered here, before the imports below take their seconds
+from typing import TYPE_CHECKING
 
 import psutil
 from tqdm import tqdm
 
-from common.grid import Job, check_idle, decode, is_finished, plan, seconds_left
+from common.config import VARIANTS, InputError, Interrupted, run
+
+if TYPE_CHECKING:
+    from common.compare.grid import Job
+
+MODELS = ("resnet", "vit", "custom_cnn", "custom_vit")
+DEFAULT_VARIANTS = ("full", "crop", "crop-augment", "crop-strong")
+LAB_VARIANTS = ("full", "crop", "crop-augment")
+NOT_IN_LAB = (("custom_cnn", "crop"), ("custom_vit", "crop"))  # the table of the lab study has ten rows
+RESERVED = ("--crop", "--augment", "--seed", "--split-by", "--out", "--resume", "--dry-run", "--summary")
 
 
-def execute(job: Job, config_file: str) -> bool:
-    """One run by `accelerate launch`, its output in OUT/output/; whether it went well."""
+def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
+    """Parses the options of the study, and those for the training scripts, each a flag with its values."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="models to train (default: all)")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=DEFAULT_VARIANTS,
+        help=f"preprocessing and augmentation (default: {' '.join(DEFAULT_VARIANTS)})",
+    )
+    parser.add_argument("--seeds", type=int, default=6, help="number of seeds per experiment: 0, 1, ... (default: 6)")
+    parser.add_argument(
+        "--folds", type=int, default=0, help="number of cross-validation folds over the products; 0 means none"
+    )
+    parser.add_argument(
+        "--recipe", choices=("default", "lab"), default="default", help="see --help of the training scripts"
+    )
+    parser.add_argument("--out", default="", help="folder for the runs (default: runs/study or runs/study-lab)")
+    parser.add_argument(
+        "--config-file",
+        default=str(Path(__file__).with_name("accelerate_config.yaml")),
+        help="configuration of accelerate launch (default: accelerate_config.yaml)",
+    )
+    options, rest = parser.parse_known_args(argv)
+    starts = [i for i, word in enumerate(rest) if word.startswith("--")]
+    script_options = [rest[a:b] for a, b in zip(starts, [*starts, len(rest)][1:], strict=True)]
+    if rest and 0 not in starts:
+        parser.error(f"unrecognized argument: {rest[0]}")
+    for flag in (words[0].split("=")[0] for words in script_options):
+        if flag in RESERVED:
+            parser.error(f"{flag} is set by the study: use --models, --variants, --seeds, --folds and --out instead")
+    if not Path(options.config_file).is_file():
+        parser.error(f"--config-file {options.config_file}: no such file")
+    if options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}: it must be at least 1")
+    if options.folds == 1 or options.folds < 0:
+        parser.error(f"--folds is {options.folds}: it must be 0 or at least 2")
+    return options, [*script_options, ["--recipe", options.recipe]]
+
+
+def execute(job: "Job", config_file: str) -> bool:
+    """Runs a job with `accelerate launch` and returns whether it succeeded.
+
+    The output goes to a file in the folder output/ beside the run folder.
+
+    Raises:
+        Interrupted: on Ctrl-C or SIGTERM, after the run has saved a checkpoint.
+    """
     script = Path(__file__).with_name(f"{job.script}.py")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config_file]
     output = job.folder.parent / "output" / f"{job.folder.name}.txt"
@@ -77,41 +98,48 @@ def execute(job: Job, config_file: str) -> bool:
             time.sleep(0.1)
     except KeyboardInterrupt:
         for process in psutil.Process(child.pid).children(recursive=True) or [child]:
-            process.send_signal(signal.SIGTERM)  # a script finishes its step and saves a checkpoint
+            process.send_signal(signal.SIGTERM)  # the script finishes its step and saves a checkpoint
         child.wait()
-        raise Interrupted(f"stopped in {job.folder}; go on with the same command") from None
+        raise Interrupted(f"stopped during {job.folder}: run the same command again to continue") from None
     if child.returncode:
         errors = [line for line in output.read_text().splitlines() if line.startswith("error: ")]
-        tqdm.write(f"{job.folder} failed, see {output}: {errors[-1] if errors else f'code {child.returncode}'}")
+        reason = errors[-1] if errors else f"exit code {child.returncode}"
+        tqdm.write(f"{job.folder} failed, see {output}: {reason}")
     return child.returncode == 0
 
 
 def main(argv=None):
-    options, more = read_options(argv)
+    options, script_options = read_options(argv)
+    # Imported here because this takes seconds, and --help should be fast.
+    from common.compare.grid import check_idle, decode_data, is_finished, plan_jobs, time_left
+
     lab = options.recipe == "lab"
     experiments = [
         (f"train_{model}", importlib.import_module(f"train_{model}").Config, variant)
         for model in dict.fromkeys(options.models)
         for variant in dict.fromkeys(options.variants)
-        if not lab or (variant in IN_LAB and (model, variant) not in NOT_IN_LAB)
+        if not lab or (variant in LAB_VARIANTS and (model, variant) not in NOT_IN_LAB)
     ]
     root = Path(options.out or ("runs/study-lab" if lab else "runs/study"))
-    jobs = plan(experiments, more, seeds=options.seeds, folds=options.folds, root=root)
+    jobs = plan_jobs(experiments, script_options, seeds=options.seeds, folds=options.folds, root=root)
     check_idle(jobs)
-    fingerprints = decode(jobs)
+    fingerprints = decode_data(jobs)
     done = [job for job in jobs if is_finished(job, fingerprints[job.data_key])]
-    waiting, failed = [job for job in jobs if job not in done], []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # is a Ctrl-C too
+    waiting = [job for job in jobs if job not in done]
+    failed: list[Job] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handle SIGTERM like Ctrl-C
     with tqdm(
         total=len(jobs), initial=len(done), unit="run", bar_format="{desc} {bar} {n}/{total} runs, {elapsed}"
     ) as bar:
         for i, job in enumerate(waiting):
-            bar.set_description_str(f"{job.folder.name}, {seconds_left(waiting[i:], done)}")
+            bar.set_description_str(f"{job.folder.name}, {time_left(waiting[i:], done)}")
             (done if execute(job, options.config_file) else failed).append(job)
             bar.update()
-    print(f"{len(done)} of {len(jobs)} runs are finished. Compare them: python compare.py {shlex.quote(str(root))}")
+    print(f"{len(done)} of {len(jobs)} runs finished. To compare them: python compare.py {shlex.quote(str(root))}")
     if failed:
-        raise InputError(f"{len(failed)} runs failed, see {root}/output. The same command tries them again.")
+        raise InputError(
+            f"{len(failed)} of {len(jobs)} runs failed: see {root}/output, and run the same command again to retry."
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fine-tunes an ImageNet ResNet with a new head.
+"""Fine-tunes a ResNet pretrained on ImageNet, with a new head.
 
 python train_resnet.py --data sample --crop --augment --weights none
 accelerate launch train_resnet.py --crop --augment
@@ -6,38 +6,33 @@ accelerate launch train_resnet.py --crop --augment
 
 from dataclasses import dataclass
 
+import torch
+import torchvision
+from torch import nn
+
 from common.config import InputError, TrainConfig, option, parse, run
+from common.data.dataset import load_splits
+from common.launch import start
+from common.pretrained import freeze, load_backbone, torchvision_weights
+from common.step import parameter_groups
+from common.train import train_model
+
+RESNETS = torchvision.models.list_models(module=torchvision.models, include=["*resnet*", "resnext*"])
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
     batch_size: int = 32
     lr: float = 1e-3
-    model: str = option("resnet18", "any torchvision ResNet by its name")
+    model: str = option("resnet18", "name of a torchvision ResNet")
     weights: str = option("imagenet", "'imagenet', 'none' or a file with a state dict")
-    freeze: str = option("none", "what is not trained", choices=("none", "backbone"))
-    backbone_lr: float = option(1.0, "learning rate of the backbone, as a fraction of --lr", minimum=0)
-
-
-if __name__ == "__main__":
-    run(parse, Config)  # --help and mistyped options are answered here, before the imports below take their seconds
-
-import torch
-import torchvision
-from torch import nn
-
-from common.data import load_splits
-from common.launch import start
-from common.step import parameter_groups
-from common.train import train_model
-from common.weights import freeze, load_backbone, torchvision_weights
-
-RESNETS = torchvision.models.list_models(module=torchvision.models, include=["*resnet*", "resnext*"])
+    freeze: str = option("none", "part of the model that is not trained", choices=("none", "backbone"))
+    backbone_lr: float = option(1.0, "learning rate of the backbone as a fraction of --lr", minimum=0)
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
     if config.model not in RESNETS:
-        raise InputError(f"--model {config.model} is no torchvision ResNet; there are {', '.join(RESNETS)}.")
+        raise InputError(f"--model {config.model} is not a torchvision ResNet. Choose from {', '.join(RESNETS)}.")
     model = torchvision.models.get_model(config.model)
     state = torchvision_weights(config.model, config.weights)
     if state is not None:
@@ -45,7 +40,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     model.fc = nn.Linear(model.fc.in_features, num_classes)
     if config.freeze == "backbone":
         freeze(model, model.fc)
-    return model.to(memory_format=torch.channels_last)  # the faster convolutions
+    return model.to(memory_format=torch.channels_last)  # faster convolutions
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,39 +1,39 @@
-"""Chooses a script's defaults by cross-validation inside the train split; val is never looked at.
+"""Chooses a script's defaults by cross-validation within the train split; no model sees the val split.
 
-python benchmarks/sweep.py custom_cnn                # three folds of the products for each trial, on the bundled sample
-python benchmarks/sweep.py custom_vit --data Nfiniteai/product-masks-sample
+python -m benchmarks.sweep custom_cnn               # three folds of the products per trial, on the bundled sample
+python -m benchmarks.sweep custom_vit --data Nfiniteai/product-masks-sample
 
-A trial changes one thing of the base, which is the script as it comes with `--crop --augment strong --epochs 40`. Every
-model gets the same trials, the own ones three more of their nets. `efficientnet` is the check of the fine-tuning recipe
-(see train_efficientnet.py), with as many trials of its own. Writes OUT/MODEL/TRIAL/fold-K, and the table to
-OUT/MODEL/sweep.md and sweep.json; finished runs are kept, so that a sweep can be stopped and gone on with.
-Any option of the script but --background may follow, and changes the base. OMP_NUM_THREADS=1 leaves a core to another
-sweep.
+A trial changes one option of the base: the script's defaults with `--crop --augment strong` and the options in BASES.
+Writes OUT/MODEL/TRIAL/RUN, and tables to OUT/MODEL/sweep.md. The same command continues a sweep that was stopped.
+Further options of the script (except --background) change the base. OMP_NUM_THREADS=1 leaves a core for another sweep.
 """
 
-import argparse
 import contextlib
 import importlib
 import os
 import re
-import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from common.comparison import Scored, ask
-from common.config import DataConfig, parse, run
-from common.data import load_splits
-from common.files import whole, write_json
-from common.finished import find_runs, gather
-from common.grid import Job, is_finished
-from common.runs import data_fingerprint
-from common.sources import clean_categories, load_tables
+from common.compare.experiments import group_runs
+from common.compare.grid import is_finished, plan_jobs
+from common.compare.markdown import question_table, score_table
+from common.compare.questions import ScoredExperiment, ask
+from common.config import DataConfig, run
+from common.data.dataset import load_splits
+from common.data.sources import clean_categories, load_tables
+from common.files import atomic_path
+from common.run_folder import data_fingerprint, read_run
 from common.stats import holm
-from common.tables import table
 
-TRIALS = (
-    "",
+BASES = {
+    "custom_cnn": "--epochs 40",
+    "custom_vit": "--epochs 40",
+    "resnet": "--epochs 40 --weights none --image-size 64",
+    "efficientnet": "--image-size 96",
+}
+TRIALS = [
     "--lr 3e-4",
     "--lr 3e-3",
     "--epochs 80",
@@ -42,108 +42,62 @@ TRIALS = (
     "--fit squash",
     "--margin 0.1",
     "--label-smoothing 0.1",
-)
-NETS = {  # for the two whose net is ours to choose
-    "custom_cnn": (
-        "--blocks 32s2-bn,32-bn-res,64s2-bn-res,128s2-bn-res,256s2-bn-res",
-        "--blocks 32s2,32,32,64s2,64,128s2,128,256s2,256",
-        "--hidden 256",
-    ),
-    "custom_vit": ("--stem patch", "--positions learned", "--pool class"),
+]
+MODEL_TRIALS = {
+    "custom_cnn": ["--blocks 32s2-bn,32-bn-res,64s2-bn-res,128s2-bn-res,256s2-bn-res", "--hidden 256"],
+    "custom_vit": ["--stem patch", "--positions learned", "--pool class"],
+    "efficientnet": ["--backbone-lr 0.1", "--backbone-lr 0.3", "--epochs 30"],
 }
 
 
-FINE_TUNING = (
-    "",
-    "--backbone-lr 0.1",
-    "--backbone-lr 0.3",
-    "--lr 3e-3",
-    "--lr 3e-3 --backbone-lr 0.1",
-    "--lr 3e-3 --backbone-lr 0.3",
-    "--lr 3e-4",
-    "--epochs 30",
-    "--epochs 30 --backbone-lr 0.1",
-    "--head-first 36",
-    "--label-smoothing 0.1",
-)
-BASES = {
-    "custom_cnn": "--epochs 40",
-    "custom_vit": "--epochs 40",
-    "resnet": "--epochs 40 --weights none --image-size 64",
-    "efficientnet": "--image-size 96",
-}
-
-
-def train_alone(data: str, folder: Path) -> None:
-    """The train split of `data`, without the classes that val lacks, as a folder of its own."""
+def write_train_split(data: str, folder: Path) -> None:
+    """Writes the train split of `data`, without classes that do not occur in val, as a separate data set."""
     if (folder / "train.parquet").exists():
         return
     tables = load_tables(DataConfig(data=data, crop=True))
     names, kept = clean_categories(tables["train"]), set(clean_categories(tables["val"]))
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / "train.parquet") as partial:
+    with atomic_path(folder / "train.parquet") as partial:
         tables["train"].select([i for i, name in enumerate(names) if name in kept]).to_parquet(partial)
 
 
+def results(trials: dict[str, ScoredExperiment]) -> str:
+    """Two tables: the scores of the trials, the most accurate first, and the difference of each from the base."""
+    questions = [ask("model", trials["base"], trial) for name, trial in trials.items() if name != "base"]
+    for question, p in zip(questions, holm([question.p for question in questions]), strict=True):
+        question.holm_p = p
+    ranked = sorted(trials.values(), key=lambda trial: -trial.estimates["accuracy"].value)
+    return "\n".join([*score_table(ranked, []), "", *question_table(questions)]) + "\n"
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("model", choices=BASES)
     parser.add_argument("--data", default="sample", help="as in the scripts; its train split is used")
+    parser.add_argument("--trials", nargs="+", help="options of each trial, instead of the default trials")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
-    options, more = parser.parse_known_args(argv)
-    data, root = options.out / "data" / re.sub(r"\W+", "-", options.data), options.out / options.model
-    train_alone(options.data, data)
-    script = importlib.import_module(f"train_{options.model}")
-    base = " ".join([f"--data {data} --crop --augment strong {BASES[options.model]}", *more])
-    splits = {f: f"--split-by product_id:{f}/{options.folds}" for f in range(1, options.folds + 1)}
-    fingerprints = {
-        fold: data_fingerprint(*load_splits(parse(script.Config, f"{base} {split}".split())))
-        for fold, split in splits.items()
-    }
-    trials = FINE_TUNING if options.model == "efficientnet" else (*TRIALS, *NETS.get(options.model, ()))
-
-    scored, seconds = {}, {}
-    for change in trials:
-        folder = root / (change.replace("--", "").replace(" ", "-").replace(",", "-") or "base")
-        for fold, split in splits.items():
-            out = folder / f"fold-{fold}"
-            line = f"{base} {change} {split} --out {out} --resume".split()
-            config = parse(script.Config, line)
-            job = Job(script.__name__, config.variant, tuple(line), config)
-            if not is_finished(job, fingerprints[fold]):
-                print(f"{change or 'base'}, fold {fold}", flush=True)
+    args, base_options = parser.parse_known_args(argv)
+    data, root = args.out / "data" / re.sub(r"\W+", "-", args.data), args.out / args.model
+    write_train_split(args.data, data)
+    name = f"train_{args.model}"
+    script = importlib.import_module(f"benchmarks.{name}" if args.model == "efficientnet" else name)
+    trials, fingerprints = {}, []
+    for trial in ["", *(args.trials or TRIALS + MODEL_TRIALS.get(args.model, []))]:
+        options = " ".join([f"--data {data}", BASES[args.model], *base_options, trial])
+        words = [option.split() for option in re.split(r"\s+(?=--)", options.strip())]  # each option with its values
+        folder = root / (re.sub(r"\W+", "-", trial).strip("-") or "base")
+        jobs = plan_jobs([(name, script.Config, "crop-strong")], words, seeds=1, folds=args.folds, root=folder)
+        fingerprints = fingerprints or [data_fingerprint(*load_splits(job.config)) for job in jobs]
+        for job, fingerprint in zip(jobs, fingerprints, strict=True):
+            if not is_finished(job, fingerprint):
+                print(job.folder, flush=True)
                 with contextlib.redirect_stdout(open(os.devnull, "w")):
-                    script.main(line)
-        runs = find_runs([str(folder)])
-        name = change or "base"
-        scored[name], seconds[name] = Scored(gather(runs)[0]), sum(run.run["train_seconds"] for run in runs)
-
-    asked = {name: ask("model", scored["base"], one) for name, one in scored.items() if name != "base"}
-    corrected = dict(zip(asked, holm([question.p for question in asked.values()]), strict=True))
-    rows, results = [], []
-    for name, one in sorted(scored.items(), key=lambda item: -item[1].estimates["accuracy"].value):
-        accuracy, result = one.estimates["accuracy"], {"trial": name, "seconds": seconds[name]}
-        low, high = accuracy.interval()
-        result |= {"accuracy": accuracy.value, "low": low, "high": high}
-        row = [name, f"{accuracy.value:.3f} [{low:.3f}, {high:.3f}]"]
-        if name in asked:
-            low, high = asked[name].change.interval()
-            result |= {"change": asked[name].change.value, "change_low": low, "change_high": high}
-            result |= {"p": asked[name].p, "holm_p": corrected[name]}
-            row += [
-                f"{100 * asked[name].change.value:+.1f} [{100 * low:.1f}, {100 * high:.1f}]",
-                f"{corrected[name]:.3f}",
-            ]
-        results.append(result)
-        rows.append([*row, *[""] * (4 - len(row)), f"{seconds[name]:.0f}"])
-    lines = table(["trial", f"accuracy, n = {scored['base'].n}", "points to base", "p (Holm)", "seconds"], rows)
-    with whole(root / "sweep.md") as partial:
-        partial.write_text("\n".join(lines) + "\n")
-    write_json(root / "sweep.json", results)
-    print("\n".join(lines))
+                    script.main(job.argv)
+        experiment = group_runs([read_run(job.folder) for job in jobs])[0]
+        trials[trial or "base"] = ScoredExperiment(replace(experiment, model=trial or "base"))
+    with atomic_path(root / "sweep.md") as partial:
+        partial.write_text(results(trials))
+    print(results(trials))
 
 
 if __name__ == "__main__":

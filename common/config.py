@@ -1,19 +1,21 @@
-"""Options. A script's Config is its experiment; `--name value` on the command line overrides one default."""
+"""Command-line options. A script's Config defines its experiment; `--name value` overrides a default."""
 
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+ID_COLUMNS = ("image_id", "product_id", "scene_id")  # optional columns of the data
 
 
 class InputError(ValueError):
-    """A mistake of the person who runs the script: what is wrong, with the value, and what to do about it."""
+    """Invalid user input. The message says what is wrong, quotes the value and says what to do about it."""
 
 
 class Interrupted(Exception):
-    """A run was asked to stop, by SIGTERM or Ctrl-C, and has saved what it needs to go on."""
+    """The run was asked to stop by SIGTERM or Ctrl-C and has saved a checkpoint."""
 
 
 def option(
@@ -25,10 +27,15 @@ def option(
     minimum: float = -math.inf,
     maximum: float = math.inf,
 ) -> Any:
-    """A Config field of type bool, int, float or str that is also a flag.
+    """A Config field of type bool, int, float or str that is also a command-line flag.
 
-    `help` is one sentence; `group` the heading in --help; `choices` the values allowed; `minimum` and `maximum` the
-    range. A flag with choices and the default "none" may stand alone: `--augment` means its second choice.
+    Args:
+        default: the value if the flag is not given.
+        help: one phrase for --help.
+        group: the heading under which --help lists it: "data", "training", "model" or "run".
+        choices: allowed values. With the default "none" the flag may be given without a value, which selects the
+            second choice: `--augment` means `--augment lab`.
+        minimum, maximum: allowed range, inclusive.
     """
     rules = {"help": help, "group": group, "choices": choices, "minimum": minimum, "maximum": maximum}
     return field(default=default, metadata=rules)
@@ -36,29 +43,31 @@ def option(
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The options of the data path: which rows, and how they become square images."""
+    """Data options: which rows are read, and how they are turned into square images."""
 
     data: str = option(
         "Nfiniteai/product-masks-sample",
         "'sample', a Hub id, a folder of Parquet files or an image folder",
         group="data",
     )
-    crop: bool = option(False, "cut each image to its bounding box", group="data")
-    margin: float = option(0.0, "context kept around the box on each side, in box sides", group="data", minimum=0)
-    fit: str = option(
-        "squash", "how a crop becomes square: stretched, or padded", group="data", choices=("squash", "pad")
+    crop: bool = option(False, "crop each image to its bounding box", group="data")
+    margin: float = option(
+        0.0, "context kept around the box, as a fraction of its width and height", group="data", minimum=0
     )
-    image_size: int = option(224, "side of the square model input in pixels", group="data", minimum=1)
+    fit: str = option(
+        "squash", "make a crop square by stretching or by padding", group="data", choices=("squash", "pad")
+    )
+    image_size: int = option(224, "width and height of the model input in pixels", group="data", minimum=1)
     split_by: str = option(
         "",
-        "a split of train and val that shares no value of this id: product_id, image_id, or a fold, product_id:2/5",
+        "split so that train and val share no value of this id column; product_id:2/5 is the second of five folds",
         group="data",
     )
-    limit: int = option(0, "use this many evenly spaced rows of each split; 0 means all", group="data", minimum=0)
+    limit: int = option(0, "use only this many rows of each split, evenly spaced; 0 means all", group="data", minimum=0)
     bad_rows: str = option(
-        "error", "rows that cannot be used: stop, or go on without them", group="data", choices=("error", "skip")
+        "error", "stop at rows that cannot be used, or leave them out", group="data", choices=("error", "skip")
     )
-    cache: str = option(".cache", "folder of the decoded pixels, shared by all runs", group="data")
+    cache: str = option(".cache", "folder for decoded pixels, shared by all runs", group="data")
 
     def __post_init__(self):
         for f in fields(self):
@@ -75,54 +84,60 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(DataConfig):
-    """The options every training script has. A script gives its own defaults by naming a field again."""
+    """Options of every training script. A script changes a default by redeclaring the field."""
 
     fit: str = "pad"
     augment: str = option(
         "none",
-        "'lab': random flip and rotation up to 15 degrees; 'strong': also windows, colours, mixup and CutMix",
+        "'lab': random flips, rotations up to 15 degrees; 'strong': also resized crops, colour, erasing, mixup, CutMix",
         group="data",
         choices=("none", "lab", "strong"),
     )
     background: str = option(
         "keep",
-        "half of the train images get another background, by their masks: gray, blurred, or that of another image",
+        "replace the background of half of the train images: gray, blurred, or swapped with another image's",
         group="data",
         choices=("keep", "gray", "blur", "swap"),
     )
     recipe: str = option(
         "default",
-        "'lab': Adam, lr 1e-3 constant, batch 16, 3 epochs, 224 pixels, file order, no decay or clipping",
+        "'lab' reproduces the lab study: Adam, constant lr 1e-3, batch 16, 3 epochs, 224 pixels, rows in file order",
         group="training",
         choices=("default", "lab"),
     )
     epochs: int = option(10, "passes over the train split", group="training", minimum=1)
-    batch_size: int = option(16, "images per optimizer step, over all processes", group="training", minimum=1)
+    batch_size: int = option(16, "images per optimizer step, across all processes", group="training", minimum=1)
     lr: float = option(1e-3, "peak learning rate", group="training", minimum=0)
     warmup: float = option(
-        0.1, "share of the steps in which the lr rises, before its cosine decay", group="training", minimum=0, maximum=1
+        0.1,
+        "fraction of the steps with linear warm-up of the learning rate; cosine decay follows",
+        group="training",
+        minimum=0,
+        maximum=1,
     )
-    weight_decay: float = option(0.05, "decoupled weight decay, on weight matrices only", group="training", minimum=0)
+    weight_decay: float = option(
+        0.05, "decoupled weight decay, applied to weight matrices only", group="training", minimum=0
+    )
     label_smoothing: float = option(
-        0.0, "share of each target that goes to all classes alike", group="training", minimum=0, maximum=1
+        0.0, "fraction of each target that is spread evenly over all classes", group="training", minimum=0, maximum=1
     )
-    teacher: str = option("", "a finished run whose outputs the model learns from as well", group="training")
-    clip_norm: float = option(1.0, "largest gradient norm; 0 means no clipping", group="training", minimum=0)
-    accumulate: int = option(1, "pieces a batch is cut into to save memory", group="training", minimum=1)
+    teacher: str = option("", "run folder of a teacher for knowledge distillation", group="training")
+    clip_norm: float = option(1.0, "maximum gradient norm; 0 means no clipping", group="training", minimum=0)
+    accumulate: int = option(1, "split each batch into this many pieces to save memory", group="training", minimum=1)
     seed: int = option(
         0, "seed of the weights, the row order and the augmentation", group="training", minimum=0, maximum=2**63 - 1
     )
 
     data_device: str = option(
         "auto",
-        "pixels on the GPU if they fill at most a quarter of its free memory",
+        "where pixels are kept; auto: on the GPU if they fill less than a quarter of its free memory",
         group="run",
         choices=("auto", "cpu"),
     )
     out: str = option("", "run folder; empty means runs/SCRIPT-VARIANT-sSEED", group="run")
-    resume: bool = option(False, "go on from the run folder's checkpoint, if there is one", group="run")
+    resume: bool = option(False, "continue from the checkpoint in the run folder, if there is one", group="run")
     checkpoint_every: int = option(0, "steps between checkpoints; 0 means one per epoch", group="run", minimum=0)
-    dry_run: bool = option(False, "two steps and one evaluation, into a temporary folder", group="run")
+    dry_run: bool = option(False, "run two steps and one evaluation in a temporary folder", group="run")
     summary: bool = option(False, "print the layer table before training", group="run")
 
     lab: ClassVar[dict] = dict(
@@ -135,15 +150,15 @@ class TrainConfig(DataConfig):
         clip_norm=0.0,
         label_smoothing=0.0,
         image_size=224,
-    )  # what `--recipe lab` puts in place of the defaults; AdamW without weight decay is Adam
+    )  # the defaults of `--recipe lab`; AdamW without weight decay is Adam
 
     @property
     def variant(self) -> str:
-        """The preprocessing in a word: such as full, crop or crop-augment; one of `VARIANTS`."""
+        """The name of the preprocessing, one of `VARIANTS`, such as "full" or "crop-augment"."""
         return variant_of(self.crop, self.augment)
 
 
-VARIANTS = {  # and the flags that make them; from the plainest to the one with most
+VARIANTS = {  # names and flags, from the least to the most preprocessing
     "full": (),
     "full-augment": ("--augment",),
     "full-strong": ("--augment", "strong"),
@@ -157,49 +172,68 @@ def variant_of(crop: bool, augment: str) -> str:
     return ("crop" if crop else "full") + {"none": "", "lab": "-augment"}.get(augment, f"-{augment}")
 
 
+def identity(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that affect the results of a run: all except those for paths, checkpoints and display."""
+    harmless = {"out", "resume", "checkpoint_every", "cache", "data_device", "summary", "dry_run"}
+    return {name: value for name, value in options.items() if name not in harmless}
+
+
 def flag_of(name: str) -> str:
+    """The flag of a field: "--image-size" for "image_size"."""
     return "--" + name.replace("_", "-")
 
 
-def parse(config_class: type[DataConfig], argv: Sequence[str] | None = None) -> DataConfig:
-    """The command line `argv` (default: this process's) as a `config_class`. Unknown flags end the script, code 2."""
+C = TypeVar("C", bound=DataConfig)
+
+
+def parse(config_class: type[C], argv: Sequence[str] | None = None) -> C:
+    """The command line `argv` (default: that of the process) as a `config_class`.
+
+    Options on the command line take precedence over `--recipe lab`, and the recipe over the defaults. Unknown flags and
+    malformed values end the script with exit code 2.
+
+    Raises:
+        InputError: a value is out of range.
+    """
     parser = argparse.ArgumentParser(
         description=sys.modules[config_class.__module__].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    shown = {_metadata(config_class, f.name)["group"] for f in fields(config_class)}
-    names = [name for name in ("data", "training", "model", "run") if name in shown]
+    used = {_metadata(config_class, f.name)["group"] for f in fields(config_class)}
+    names = [name for name in ("data", "training", "model", "run") if name in used]
     groups = {name: parser.add_argument_group(name) for name in names}
     for f in fields(config_class):
         rule = _metadata(config_class, f.name)
-        shown = "" if f.default is False or f.default == "" else f" (default: {f.default})"
-        kwargs: dict[str, Any] = dict(default=f.default, help=(rule["help"] + shown).replace("%", "%%"))
+        default = "" if f.default is False or f.default == "" else f" (default: {f.default})"
+        kwargs: dict[str, Any] = dict(help=(rule["help"] + default).replace("%", "%%"))
         if f.type is bool:
             kwargs |= dict(action=argparse.BooleanOptionalAction) if f.default else dict(action="store_true")
         else:
             kwargs |= dict(type=f.type, choices=rule["choices"] or None)
-            kwargs |= dict(metavar=None if rule["choices"] else f.type.__name__.upper())
+            kwargs |= dict(metavar=None if rule["choices"] else type(f.default).__name__.upper())
             if rule["choices"] and f.default == "none":
                 kwargs |= dict(nargs="?", const=rule["choices"][1])
         groups[rule["group"]].add_argument(flag_of(f.name), **kwargs)
-    if getattr(parser.parse_args(argv), "recipe", None) == "lab":
-        parser.set_defaults(**config_class.lab)
-    return config_class(**vars(parser.parse_args(argv)))
+    typed = vars(parser.parse_args(argv))
+    recipe = getattr(config_class, "lab", {}) if typed.get("recipe") == "lab" else {}
+    return config_class(**(recipe | typed))
 
 
-def run(function: Callable, *args: Any) -> None:
-    """Calls a part of a script, such as its `main`. A mistake of the person ends it with one clear message and exit
-    code 1, a request to stop with exit code 75 (the "try again later" of sysexits.h), a Ctrl-C before or after the
-    training with 130.
+def run(main: Callable) -> None:
+    """Calls a script's `main` and turns expected failures into one message and an exit code.
+
+    Exit codes: 1 for `InputError` and operating system errors, 75 (EX_TEMPFAIL of sysexits.h) for a run that saved a
+    checkpoint and can be resumed, 130 for Ctrl-C outside of training.
     """
     try:
-        function(*args)
+        main()
     except InputError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        sys.exit(f"error: {error.strerror or error}{where}. What was written before is whole.")
+        sys.exit(f"error: {error.strerror or error}{where}. Files written earlier are complete.")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(75)
@@ -209,7 +243,7 @@ def run(function: Callable, *args: Any) -> None:
 
 
 def _metadata(config_class: type, name: str) -> dict:
-    """What `option` said of a field, by the nearest class that said it: a script may restate the default alone."""
+    """The metadata of a field from the nearest class that uses `option`: a subclass may redefine only the default."""
     for base in config_class.__mro__:
         f = base.__dict__.get("__dataclass_fields__", {}).get(name)
         if f is not None and f.metadata:

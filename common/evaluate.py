@@ -1,4 +1,4 @@
-"""The logits of a split, each row's computed once, and the mode in which a model trains."""
+"""Evaluation: the logits of a split, each row computed once. Also sets the training mode of a model."""
 
 import math
 
@@ -9,13 +9,13 @@ from accelerate.utils import broadcast
 from torch import nn
 
 from common.augment import augment
-from common.data import ClassificationDataset, to_device
+from common.data.dataset import ClassificationDataset, to_device
 
 EVAL_BATCH = 64  # images
 
 
 def set_train_mode(model: nn.Module) -> None:
-    """Training mode, but for modules that are wholly frozen: their batch norm statistics must stay as they are."""
+    """Sets training mode, except for entirely frozen modules, whose batch norm statistics must not change."""
     model.train()
     for module in model.modules():
         parameters = list(module.parameters())
@@ -24,9 +24,12 @@ def set_train_mode(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, split: ClassificationDataset, accelerator: Accelerator, fit: str) -> np.ndarray:
-    """Logits (N, C) float32 of every row of `split`, each computed once, whatever the number of processes."""
-    model = accelerator.unwrap_model(model).eval()  # without DDP, as the processes may run unequal numbers of batches
+def evaluate(model: nn.Module, split: ClassificationDataset, accelerator: Accelerator, fit: str) -> np.ndarray:
+    """Logits (N, C) float32 of the N rows of `split`, whatever the number of processes.
+
+    Leaves the model in evaluation mode.
+    """
+    model = accelerator.unwrap_model(model).eval()  # without DDP, as processes may have unequal numbers of batches
     if accelerator.num_processes > 1:
         broadcast(list(model.buffers()))  # batch norm statistics differ between processes; rank 0's are saved
     logits = torch.zeros(len(split), len(split.classes), device=accelerator.device)

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent."""
+"""Atomic file writing, JSON and CSV output, and Markdown tables."""
 
 import csv
 import glob
@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ import psutil
 
 
 @contextmanager
-def whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, for a file or a folder, and renames it to `path` at the end.
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Writes a file or a folder atomically: yields a temporary path beside `path` and renames it to `path` at the end.
 
-    A crash leaves the old file; what it left half-written goes when the path is next written on the same machine. A
-    folder that another process finished first is kept, and ours is dropped.
+    After a crash the old file is intact, and the unfinished temporary file is removed when `path` is next written on
+    the same machine. If another process has created the same folder in the meantime, its folder is kept and the new one
+    is discarded.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,14 +47,28 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    with whole(path) as partial:
+    """Writes `value` as indented JSON, atomically."""
+    with atomic_path(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
-    """A header and a line per dict of `rows`, which all have the same keys."""
-    names = dict(encoding="utf-8", errors="surrogateescape")  # a file's name need not be UTF-8
-    with whole(path) as partial, open(partial, "w", newline="", **names) as file:
+    """Writes `rows` as CSV, atomically.
+
+    `rows` must not be empty, and all its dicts must have the same keys, which become the header.
+    """
+    with (
+        atomic_path(path) as partial,
+        open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,  # for file names
+    ):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table. Cells are padded so that the columns also align in plain text."""
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
+    return [lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]]

@@ -1,24 +1,34 @@
-"""Scores of one set of predictions, by scikit-learn."""
+"""Classification scores, leave-one-cluster-out scores for the jackknife, and calibration."""
 
 import numpy as np
+from scipy.special import log_softmax
+
+METRICS = {  # names and titles of the scores reported with intervals, in the order of `scores_of_counts`
+    "accuracy": "accuracy",
+    "precision": "weighted precision",
+    "recall": "weighted recall",
+    "f1": "weighted F1",
+    "macro_f1": "macro F1",
+}
 
 
 def row_losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Cross-entropy (N,) in nats of each row; `labels` (N,) int, `logits` (N, C)."""
-    from scipy.special import log_softmax
-
+    """The cross-entropy of each row in nats, (N,) float64, of `labels` (N,) int and `logits` (N, C)."""
     return -log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
 
 
 def scores(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """The scores of `logits` (N, C) on `labels` (N,) int, as plain numbers.
+    """Classification scores of `logits` (N, C) for `labels` (N,) int.
 
     Returns:
-        n; accuracy; precision, recall and f1 weighted by class support (a class without predictions counts 0);
-        macro_f1; loss, the mean cross-entropy in nats; top5, the share of rows whose label is among the five highest
-        logits, where there are more than ten classes.
+        n: number of rows.
+        accuracy, macro_f1: in [0, 1].
+        precision, recall, f1: means over the classes weighted by class support; the precision of a class without
+            predictions is 0.
+        loss: mean cross-entropy in nats.
+        top5: share of rows whose label is among the five highest logits; only with more than ten classes.
     """
-    from sklearn.metrics import f1_score, precision_recall_fscore_support, top_k_accuracy_score  # takes seconds
+    from sklearn.metrics import f1_score, precision_recall_fscore_support, top_k_accuracy_score  # slow to import
 
     predictions = logits.argmax(1)
     precision, recall, f1, _ = precision_recall_fscore_support(labels, predictions, average="weighted", zero_division=0)
@@ -36,54 +46,80 @@ def scores(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     return result
 
 
-COUNTED = ("accuracy", "precision", "recall", "f1", "macro_f1")
+def scores_of_counts(correct: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """The scores `METRICS` from counts per class, as scikit-learn defines them.
 
+    Handles thousands of sets of rows at once, for which scikit-learn takes minutes.
 
-def scores_of_counts(right: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> np.ndarray:
-    """The scores `COUNTED` (..., 5) from numbers of rows per class (..., C), as scikit-learn computes them.
+    Args:
+        correct: (..., C) number of rows of each class that are predicted correctly.
+        predicted: (..., C) number of rows that are predicted as each class.
+        support: (..., C) number of rows of each class.
 
-    `right` are the rows of a class that are predicted as it, `predicted` all rows predicted as it, `support` all rows
-    of it. For thousands of splits at once, which scikit-learn would take minutes for.
+    Returns:
+        (..., 5) float64.
     """
     n = support.sum(-1)
-    recall, precision = right / np.maximum(support, 1), right / np.maximum(predicted, 1)
-    f1 = 2 * right / np.maximum(support + predicted, 1)
+    recall = correct / np.maximum(support, 1)
+    precision = correct / np.maximum(predicted, 1)
+    f1 = 2 * correct / np.maximum(support + predicted, 1)
     weighted = [(support * score).sum(-1) / n for score in (precision, recall, f1)]
-    there = (support + predicted > 0).sum(-1)  # a class that neither occurs nor is predicted has no F1
-    return np.stack([right.sum(-1) / n, *weighted, f1.sum(-1) / there], axis=-1)
+    present = (support + predicted > 0).sum(-1)  # macro F1 ignores classes without labels and predictions
+    return np.stack([correct.sum(-1) / n, *weighted, f1.sum(-1) / present], axis=-1)
 
 
-def counts_per_cluster(labels: np.ndarray, predictions: np.ndarray, clusters: np.ndarray, num_classes: int) -> tuple:
-    """Arguments of `scores_of_counts` for each seed and cluster: `labels` and `clusters` (N,) int, clusters numbered
-    from 0, `predictions` (S, N) int; each count is (S, G, C)."""
-    shape = (len(predictions), clusters.max() + 1, num_classes)
-    right, predicted, support = (np.zeros(shape) for _ in range(3))
-    for s, guesses in enumerate(predictions):
-        np.add.at(support[s], (clusters, labels), 1)
-        np.add.at(predicted[s], (clusters, guesses), 1)
-        hit = guesses == labels
-        np.add.at(right[s], (clusters[hit], labels[hit]), 1)
-    return right, predicted, support
+def leave_one_out(labels: np.ndarray, predictions: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores on all rows, and on all rows except those of one cluster.
+
+    Args:
+        labels: (N,) class names or numbers.
+        predictions: (S, N) predicted classes of S seeds.
+        clusters: (N,) int, the cluster of each row, from 0 to G - 1.
+
+    Returns:
+        The scores `METRICS` of each seed, (S, 5), and those without each cluster, (S, G, 5).
+    """
+    classes, indices = np.unique(np.concatenate([labels, predictions.ravel()]), return_inverse=True)
+    true = indices[: len(labels)]  # (N,)
+    predictions = indices[len(labels) :].reshape(predictions.shape)
+    shape = (len(predictions), clusters.max() + 1, len(classes))
+    correct, predicted, support = (np.zeros(shape) for _ in range(3))
+    for s, prediction in enumerate(predictions):
+        np.add.at(support[s], (clusters, true), 1)
+        np.add.at(predicted[s], (clusters, prediction), 1)
+        hit = prediction == true
+        np.add.at(correct[s], (clusters[hit], true[hit]), 1)
+    counts = correct, predicted, support
+    totals = [count.sum(1) for count in counts]
+    without_cluster = [total[:, None] - count for total, count in zip(totals, counts, strict=True)]
+    return scores_of_counts(*totals), scores_of_counts(*without_cluster)
 
 
-def calibration_bins(probabilities: np.ndarray, right: np.ndarray, bins: int = 10) -> np.ndarray:
-    """Rows, sum of probabilities and number right (3, bins) of predictions (N,) in equal bins of their probability."""
-    numbers = np.minimum((probabilities * bins).astype(int), bins - 1)
-    return np.stack(
-        [np.bincount(numbers, weights=w, minlength=bins) for w in (np.ones(len(right)), probabilities, right)]
-    )
+def calibration_bins(probabilities: np.ndarray, correct: np.ndarray, bins: int = 10) -> np.ndarray:
+    """Rows by the probability of their predicted class, in bins of equal width.
+
+    Args:
+        probabilities: (N,) of the predicted classes, in [0, 1].
+        correct: (N,) 1 if the prediction is correct, else 0.
+        bins: number of bins.
+
+    Returns:
+        (3, bins) float64: number of rows, sum of their probabilities, and number of correct rows.
+    """
+    bin_of_row = np.minimum((probabilities * bins).astype(int), bins - 1)
+    ones = np.ones(len(correct))
+    return np.stack([np.bincount(bin_of_row, weights=w, minlength=bins) for w in (ones, probabilities, correct)])
 
 
-def calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error of the predicted classes' probabilities (N,) (Guo et al., 2017)."""
-    _, expected, there = calibration_bins(probabilities, right)
-    return float(np.abs(expected - there).sum() / len(right))
+def calibration_error(probabilities: np.ndarray, correct: np.ndarray) -> float:
+    """Expected calibration error (Guo et al., 2017) in [0, 1]; arguments as in `calibration_bins`."""
+    _, expected, observed = calibration_bins(probabilities, correct)
+    return float(np.abs(expected - observed).sum() / len(correct))
 
 
 def epoch_line(epoch: int, epochs: int, train_loss: float, result: dict, seconds_left: float) -> str:
-    """One line of an epoch's scores and the time left."""
-    names = ("accuracy", "precision", "recall", "f1", "macro_f1", "top5")
-    shown = "  ".join(f"{name} {result[name]:.3f}" for name in names if name in result)
+    """The terminal line of an epoch: time left, mean train loss in nats, and val scores (the result of `scores`)."""
+    val_scores = "  ".join(f"{name} {result[name]:.3f}" for name in (*METRICS, "top5") if name in result)
     minutes, seconds = divmod(round(seconds_left), 60)
-    place = f"epoch {epoch:{len(str(epochs))}}/{epochs}  {minutes}:{seconds:02} left"
-    return f"{place}  train loss {train_loss:.3f}  val: loss {result['loss']:.3f}  {shown}"
+    progress = f"epoch {epoch:{len(str(epochs))}}/{epochs}  {minutes}:{seconds:02} left"
+    return f"{progress}  train loss {train_loss:.3f}  val: loss {result['loss']:.3f}  {val_scores}"

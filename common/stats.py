@@ -1,10 +1,10 @@
-"""Intervals and tests for scores of runs on a small val split whose rows come in clusters, such as photos of a product.
+"""Confidence intervals and tests for scores on a small val split with clustered rows, such as photos of a product.
 
-A score varies for two reasons: other val images would have been drawn, and another seed would have trained another
-model. The variance of the first is the jackknife's (Quenouille, 1956; Tukey, 1958), which leaves out one product at a
-time; that of the second is the spread over seeds beyond what the images explain. Each comes with its own quantile of
-Student's t (Cochran, 1964), as a few seeds say little of their own spread. tests/test_stats.py tries all this on made
-data whose truth is known; benchmarks/coverage.py sets it beside the percentile bootstrap.
+A score has two sources of variance: the sample of val images, and the seed of the training. The first is estimated by
+the jackknife over clusters (Quenouille, 1956; Tukey, 1958), which leaves out one product at a time; the second by the
+variance over seeds in excess of what the images explain. Each has its own quantile of Student's t (Cochran, 1964),
+because a variance over few seeds is itself uncertain. tests/test_stats.py checks the intervals and tests on simulated
+data with known true values, and benchmarks/coverage.py reports their coverage (docs/statistics.md).
 """
 
 import math
@@ -14,48 +14,66 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
+from common.metrics import METRICS
+
 
 @dataclass(frozen=True)
 class Estimate:
     """A score or a difference of scores, with its uncertainty.
 
-    bias, the jackknife's, is how much `value` tends to exceed the score on endless data. image_variance falls with the
-    number of val images, seed_variance (0 where there is one seed, which says nothing of others) with that of seeds.
+    The variance of `value` is the sum of `image_variance`, which decreases with the number of val images, and
+    `seed_variance`, which decreases with the number of seeds.
     """
 
     value: float
-    bias: float
+    bias: float  # the jackknife estimate of how much `value` exceeds the score on infinitely many images
     image_variance: float
-    seed_variance: float
+    seed_variance: float  # 0 with a single seed, for which it cannot be estimated
     clusters: int
     seed_df: int  # degrees of freedom of the seed variance
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Symmetric interval: for differences, whose biases cancel. Where no row differs, as wide as Wilson's."""
+        """Symmetric confidence interval for a difference of scores, in which the biases cancel.
+
+        If the variance is zero, for example because both models predict the same, half the width of the interval is the
+        upper limit of Wilson's interval for a share of 0.
+        """
         margin = self._margin(level) or wilson(0.0, _t(level, self.clusters - 1) ** 2 / self.clusters)[1]
         return max(-1.0, self.value - margin), min(1.0, self.value + margin)
 
-    def share_interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Wilson's interval for a score in [0, 1], with the effective number of rows that the variance implies.
+    def score_interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Wilson's confidence interval for a score in [0, 1], with the effective number of rows from the variance.
 
-        Near 0 and 1 it stays inside and covers, where a symmetric one does neither. It lies around the value less its
-        bias: on 150 rows, weighted precision and macro F1 come out too high or too low by some points.
+        Unlike a symmetric interval it stays within [0, 1] and keeps its coverage near 0 and 1. The bias is subtracted
+        first: on 150 rows it amounts to a few percentage points in weighted precision and macro F1.
         """
         value = min(1.0, max(0.0, self.value - self.bias))
-        spread, margin = value * (1 - value), self._margin(level)
-        if spread == 0 or margin == 0:
+        row_variance = value * (1 - value)
+        margin = self._margin(level)
+        if row_variance == 0 or margin == 0:
             return wilson(value, _t(level, self.clusters - 1) ** 2 / self.clusters)
-        return wilson(value, margin**2 / spread)
+        return wilson(value, margin**2 / row_variance)
+
+    def as_dict(self) -> dict:
+        """The score and its `score_interval` at the 95 % level, for JSON files."""
+        return {"value": self.value, "interval": list(self.score_interval())}
 
     def p_value(self) -> float:
-        """Two-sided, of the value being zero: one less the level of the interval that just reaches zero."""
+        """Two-sided p-value of the hypothesis that the true value is zero, at least 1e-15.
+
+        It is 1 minus the level of the narrowest symmetric interval that contains zero.
+        """
         if self.value == 0 or self.image_variance + self.seed_variance == 0:
             return float(self.value == 0)
-        beyond = lambda log_p: self._margin(1 - math.exp(log_p)) - abs(self.value)  # noqa: E731
+
+        def excess(log_p: float) -> float:
+            return self._margin(1 - math.exp(log_p)) - abs(self.value)
+
         smallest = math.log(1e-15)
-        return math.exp(optimize.brentq(beyond, smallest, 0)) if beyond(smallest) > 0 else 1e-15
+        return math.exp(optimize.brentq(excess, smallest, 0)) if excess(smallest) > 0 else 1e-15
 
     def _margin(self, level: float) -> float:
+        """Half the width of a symmetric interval."""
         variance = self.image_variance * _t(level, self.clusters - 1) ** 2
         if self.seed_variance:
             variance += self.seed_variance * _t(level, self.seed_df) ** 2
@@ -63,69 +81,106 @@ class Estimate:
 
 
 def _t(level: float, df: int) -> float:
+    """The two-sided quantile of Student's t distribution for an interval of the given level."""
     return float(stats.t.isf((1 - level) / 2, df))
 
 
 def wilson(share: float, t2_n: float) -> tuple[float, float]:
-    """Wilson's interval (1927) of a share; `t2_n` is the squared quantile over the number of rows: 1.96**2 / n."""
+    """Wilson's confidence interval (1927) for a share of n rows.
+
+    `t2_n` is the squared quantile divided by n, such as 1.96**2 / n for a 95 % interval.
+    """
     center = (share + t2_n / 2) / (1 + t2_n)
     half = math.sqrt(share * (1 - share) * t2_n + t2_n**2 / 4) / (1 + t2_n)
     return max(0.0, center - half), min(1.0, center + half)
 
 
-def estimate(scores: np.ndarray, without: np.ndarray) -> Estimate:
-    """A score from S seeds and G clusters of rows.
+def estimate(scores: np.ndarray, replicates: np.ndarray) -> Estimate:
+    """The mean score of S seeds on rows in G clusters, with its uncertainty.
 
     Args:
-        scores: (S,) the score of each seed.
-        without: (S, G) the score of each seed on all rows but those of one cluster.
+        scores: (S,) the score of each seed on all rows.
+        replicates: (S, G) the jackknife replicates: the score of each seed on all rows except those of one cluster.
     """
-    seeds, clusters = without.shape
-    mean = without.mean(axis=0)
-    image = _or_zero((clusters - 1) / clusters * ((mean - mean.mean()) ** 2).sum())
-    seed = 0.0
+    seeds, clusters = replicates.shape
+    mean = replicates.mean(axis=0)
+    image_variance = _positive((clusters - 1) / clusters * ((mean - mean.mean()) ** 2).sum())
+    seed_variance = 0.0
     if seeds > 1:
-        pseudo = clusters * scores[:, None] - (clusters - 1) * without  # (S, G), as if each cluster had a score
-        rest = pseudo - pseudo.mean(0) - pseudo.mean(1, keepdims=True) + pseudo.mean()
-        chance = (rest**2).sum() / ((seeds - 1) * (clusters - 1)) / (seeds * clusters)
-        seed = _or_zero(scores.var(ddof=1) / seeds - chance)  # what the images explain is in `image` already
+        # The pseudo-values (S, G) act as a score for each seed and cluster. Their interaction is the part of the
+        # variance over seeds that is due to the sample of images; only the rest is added to `image_variance`.
+        pseudo = clusters * scores[:, None] - (clusters - 1) * replicates
+        interaction = pseudo - pseudo.mean(0) - pseudo.mean(1, keepdims=True) + pseudo.mean()
+        explained = (interaction**2).sum() / ((seeds - 1) * (clusters - 1)) / (seeds * clusters)
+        seed_variance = _positive(scores.var(ddof=1) / seeds - explained)
     bias = (clusters - 1) * (mean.mean() - scores.mean())
-    return Estimate(float(scores.mean()), float(bias), float(image), float(seed), clusters, seeds - 1)
+    return Estimate(float(scores.mean()), float(bias), float(image_variance), float(seed_variance), clusters, seeds - 1)
 
 
-def _or_zero(variance: float) -> float:
-    return variance if variance > 1e-20 else 0.0  # what rounding leaves
+def _positive(variance: float) -> float:
+    """`variance`, or 0 if it is negative or a rounding error."""
+    return variance if variance > 1e-20 else 0.0
 
 
 def difference(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> Estimate:
-    """b minus a, each the arguments of `estimate` for the same clusters. The seeds of a and b count as independent."""
+    """The paired difference b minus a of two mean scores on the same rows.
+
+    `a` and `b` are the arguments of `estimate`, with the same clusters. Their seeds are treated as independent, and the
+    variance over seeds is pooled, so that one experiment may have a single seed.
+    """
     images = estimate((b[0].mean() - a[0].mean())[None], (b[1].mean(0) - a[1].mean(0))[None])
     seeds = [len(scores) for scores, _ in (a, b)]
     df = sum(seeds) - 2
-    spread = [(s - 1) * s * estimate(*one).seed_variance for s, one in zip(seeds, (a, b), strict=True)]
-    seed = sum(spread) / df * sum(1 / s for s in seeds) if df else 0.0  # pooled, so that one seed may meet several
-    return Estimate(images.value, images.bias, images.image_variance, seed, images.clusters, df)
+    squares = [(s - 1) * s * estimate(*arguments).seed_variance for s, arguments in zip(seeds, (a, b), strict=True)]
+    seed_variance = sum(squares) / df * sum(1 / s for s in seeds) if df else 0.0
+    return Estimate(images.value, images.bias, images.image_variance, seed_variance, images.clusters, df)
 
 
-def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
-    """Exact p-value of McNemar's test (1947) of two models, from whether each has each row right: (N,) bool."""
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+def score_estimates(scores: np.ndarray, replicates: np.ndarray) -> dict[str, Estimate]:
+    """The estimate of each of `METRICS`; the arguments are the two results of `common.metrics.leave_one_out`."""
+    return {name: estimate(scores[:, k], replicates[:, :, k]) for k, name in enumerate(METRICS)}
+
+
+def format_score(value: float, interval: tuple[float, float], digits: int = 3) -> str:
+    """A score with its interval, such as "0.672 [0.499, 0.808]"."""
+    low, high = interval
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def format_difference(value: float, interval: tuple[float, float]) -> str:
+    """A difference of accuracies with its interval in percentage points, such as "+42.3 points [30.2, 54.4]"."""
+    low, high = interval
+    return f"{100 * value:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
+    """Exact p-value of McNemar's test (1947) for two models.
+
+    `correct_a` and `correct_b` (N,) bool say which rows each model predicts correctly.
+    """
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def seeds_p_value(scores_a: np.ndarray, scores_b: np.ndarray) -> float | None:
-    """Student's t-test of two experiments over their seeds, the val images as given; None below two seeds each."""
+    """p-value of Student's t-test between the seeds of two experiments, which treats the val images as fixed.
+
+    None unless both have at least two seeds.
+    """
     if min(len(scores_a), len(scores_b)) < 2:
         return None
     if max(np.ptp(scores_a), np.ptp(scores_b)) < 1e-12:
         return float(abs(scores_a[0] - scores_b[0]) < 1e-12)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the seeds of one experiment may all score the same
+        warnings.simplefilter("ignore", RuntimeWarning)  # all seeds of one experiment may have the same score
         return float(stats.ttest_ind(scores_a, scores_b).pvalue)
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """p-values corrected for their number (Holm, 1979): below 0.05 with a 5 % risk of any false one among them."""
+    """p-values after Holm's correction (1979), in the given order.
+
+    The family-wise error is at most 5 % if the hypotheses with corrected p-values below 0.05 are rejected.
+    """
     order = np.argsort(p_values, kind="stable")
     factors = len(p_values) - np.arange(len(p_values))
     corrected = np.empty(len(p_values))
@@ -133,12 +188,14 @@ def holm(p_values: list[float]) -> list[float]:
     return corrected.tolist()
 
 
-def rows_needed(found: Estimate, n: int, power: float = 0.8) -> int | None:
-    """Val rows of the same kind with which a difference as large as `found`, on n rows, is found at the 5 % level.
+def rows_needed(change: Estimate, n: int, power: float = 0.8) -> int | None:
+    """The number of similar val rows needed to detect a difference.
 
-    None where no number of rows does it, as the seeds alone leave too much open.
+    With this many rows, a true difference of the size of `change`, which was estimated on n rows, is significant at the
+    5 % level with probability `power`. None if no number of rows suffices, because the variance over seeds alone is too
+    large.
     """
-    wanted = (found.value / (stats.norm.isf(0.025) + stats.norm.ppf(power))) ** 2  # the variance at which it is found
-    if wanted <= found.seed_variance:
+    required_variance = (change.value / (stats.norm.isf(0.025) + stats.norm.ppf(power))) ** 2
+    if required_variance <= change.seed_variance:
         return None
-    return math.ceil(n * found.image_variance / (wanted - found.seed_variance))
+    return math.ceil(n * change.image_variance / (required_variance - change.seed_variance))

@@ -1,24 +1,119 @@
 """Fixtures: the bundled sample as every kind of source, and one pixel cache for the whole test run."""
 
 import json
-import time
-from pathlib import Path
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; set before torch is imported
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from filelock import FileLock
+from matplotlib.figure import Figure
 
-SAMPLE = Path(__file__).parent.parent / "data" / "sample"
+import common.run_folder
+from common.config import DataConfig
+from common.data.dataset import load_splits
+from tests import helpers
+from tests.helpers import SAMPLE, SMALL
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the slow tests: killed runs, studies, benchmarks")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="slow: run with --slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def fast_attention():
+    """Re-enables fused attention, which export.py disables and which changes the last digits."""
+    yield
+    torch.backends.mha.set_fastpath_enabled(True)
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
+def shared(tmp_path_factory, worker_id):
+    """A folder shared by all workers of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(shared):
+    """The pixel cache of the whole test run."""
+    return str(shared / "cache")
+
+
+@pytest.fixture
+def load(cache):
+    """`load_splits` on small crops, in the cache of the test run."""
+
+    def load(data="sample", **options):
+        return load_splits(DataConfig(**dict(data=data, cache=cache, image_size=32, crop=True) | options))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared, cache):
+    """A function that returns the folder of a small finished run on the sample: one epoch, 130 val rows.
+
+    Each run is trained once per test run and then moved, as if it came from another machine. Tests must not modify it.
+    """
+
+    def finished_run(script, options="--crop"):
+        name = "".join([script, *options.split()])
+        before, folder = shared / "before" / name, shared / "runs" / name
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                line = f"--data sample --epochs 1 --batch-size 64 --margin 0.1 --cache {cache} --out {before}"
+                helpers.main(script, f"{line} {SMALL[script]} {options}".split())
+                before.rename(folder)
+        return folder
+
+    return finished_run
+
+
+@pytest.fixture
+def options(cache, tmp_path):
+    """A function that returns the command line of a small run of a script that writes to tmp_path / name."""
+
+    def options(script, name="out", more=""):
+        return helpers.options(script, tmp_path / name, cache, more)
+
+    return options
+
+
+@pytest.fixture
+def empty_figures(monkeypatch):
+    """Replaces the figures of runs in this process, which would take as long as everything else."""
+    for name in ("curves", "confusion", "mistakes"):
+        monkeypatch.setattr(common.run_folder, name, lambda *_: Figure(figsize=(1, 1)))
+
+
+@pytest.fixture
+def train(options, empty_figures):
+    """A function that executes a small run of a script in this process and returns the run folder."""
+
+    def train(script, name="out", more=""):
+        return helpers.main(script, options(script, name, more))
+
+    return train
 
 
 @pytest.fixture(scope="session")
 def rows():
-    """60 train and 30 val rows of the sample as dicts, five and two or three of each class and two of `vase`."""
+    """Rows of the sample as dicts: at most five of each class in train and two in val."""
     chosen = {}
     for split, per_class in (("train", 5), ("val", 2)):
         table, seen, chosen[split] = pq.read_table(SAMPLE / f"{split}-00000-of-00001.parquet"), {}, []
@@ -57,12 +152,3 @@ def image_folder(tmp_path, rows):
             lines.append(json.dumps({"file_name": name, **ids}))
         (tmp_path / "folder" / split / "metadata.jsonl").write_text("\n".join(lines))
     return str(tmp_path / "folder")
-
-
-def wait_for(condition, seconds=120):
-    """Until `condition()` is true; an AssertionError after `seconds`."""
-    for _ in range(20 * seconds):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")

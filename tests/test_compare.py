@@ -1,11 +1,11 @@
-"""Comparisons of made runs, whose answers are known, and of real ones."""
+"""Comparisons of synthetic runs with known answers, and of real runs."""
 
 import csv
 import json
-import os
-import subprocess
+import shutil
 import sys
-from dataclasses import asdict
+from contextlib import redirect_stdout
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +14,44 @@ import torch
 from PIL import Image
 
 import compare
+import predict
 import train_custom_cnn
 import train_custom_vit
-from common.baselines import describe_pixels
-from common.comparison import Scored, questions
+from common.compare.baselines import describe_pixels, find_baselines
+from common.compare.experiments import group_runs
+from common.compare.questions import ScoredExperiment, questions
+from common.compare.shortcuts import VIEWS, masked_views
+from common.compare.summary import (
+    confused_pairs,
+    experiment_summary,
+    label_candidates,
+    per_class,
+    seed_and_leakage_notes,
+)
 from common.config import InputError, parse
-from common.findings import label_candidates, per_class
-from common.finished import find_runs, gather, read_run
-from common.shortcuts import VIEWS, masked_views
+from common.data.crop import PAD_COLOR
+from common.metrics import METRICS, calibration_error
+from common.run_folder import IDS, PREDICTED, find_runs, read_run
+from tests import helpers
+from tests.helpers import SAMPLE, edit_json, read_json
 
-ROOT = Path(__file__).parent.parent
 CLASSES = ["bed", "chair", "desk", "sofa"]
-SCRIPTS = {"train_custom_cnn": train_custom_cnn, "train_custom_vit": train_custom_vit}
+CONFIGS = {"train_custom_cnn": train_custom_cnn.Config, "train_custom_vit": train_custom_vit.Config}
 LABELS = [CLASSES[i % 4] for i in range(120)]
 PRODUCTS = [f"p{i // 2}" for i in range(120)]  # two photos of each
 
 
-def right_but(wrong):
-    """Predictions for `LABELS` with these rows wrong, each the next class."""
+def wrong_in(wrong):
+    """Predictions for `LABELS` in which the given rows are wrong: they have the next class."""
     return [CLASSES[(i + 1) % 4] if i in set(wrong) else label for i, label in enumerate(LABELS)]
 
 
 @pytest.fixture
 def write_run(tmp_path):
-    """A function that writes a run folder with given predictions, as a training script does."""
+    """A function that writes a run folder with the given predictions, in the format of a training script."""
 
-    def write(script, options, predictions, labels=LABELS, products=PRODUCTS, shared=(), probability=0.9):
-        config = parse(SCRIPTS[script].Config, options.split())
+    def write(script, options, predictions, labels=LABELS, products=PRODUCTS, shared=(), first=0):
+        config = parse(CONFIGS[script], options.split())
         folder = tmp_path / "runs" / f"{script}-{'-'.join(options.split()) or 'full'}".replace("/", "_")
         folder.mkdir(parents=True)
         run = {"script": script, "config": asdict(config), "classes": CLASSES, "data_fingerprint": "x"}
@@ -52,134 +63,241 @@ def write_run(tmp_path):
             (folder / f"{name}.json").write_text(json.dumps(content))
         with open(folder / "predictions.csv", "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["image_id", "product_id", "scene_id", "label", "prediction", "probability", "loss"])
-            rows = zip(labels, products, predictions, strict=True)
-            writer.writerows(
-                [f"{i:04}", p, "", label, guess, probability, 0.5] for i, (label, p, guess) in enumerate(rows)
-            )
+            writer.writerow([*IDS, *PREDICTED])
+            for i, row in enumerate(zip(labels, products, predictions, strict=True), first):
+                label, product, prediction = row
+                writer.writerow([f"{i:04}", product, "", label, prediction, 0.9, 0.5])
         return folder
 
     return write
 
 
+def experiments_of(*folders):
+    return group_runs(find_runs([str(folder) for folder in folders]))
+
+
+def scored(*folders):
+    return [ScoredExperiment(experiment) for experiment in experiments_of(*folders)]
+
+
 def asked(*folders):
-    return questions([Scored(experiment) for experiment in gather(find_runs([str(folder) for folder in folders]))])
+    return questions(scored(*folders))
 
 
-def test_a_clear_difference_is_a_plain_sentence(write_run):
-    full = write_run("train_custom_cnn", "", right_but(range(60)))
-    crop = write_run("train_custom_cnn", "--crop", right_but(range(12)))
-    (question,) = asked(full, crop)
-    assert question.change.value == pytest.approx(48 / 120)
+# Questions and answers -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crop_helps(write_run):
+    """For 24 of 60 products, both photos are predicted correctly only with the crop."""
+    full = write_run("train_custom_cnn", "", wrong_in(range(60)))
+    crop = write_run("train_custom_cnn", "--crop", wrong_in(range(12)))
+    return full, crop
+
+
+def test_a_clear_difference_is_a_plain_sentence(crop_helps):
+    (question,) = asked(*crop_helps)
+    assert question.decided and question.title == "custom_cnn: crop vs. full"
     assert question.sentence.startswith("crop helps custom_cnn: +40.0 points [")
-    low, high = question.change.interval()
+
+
+def test_the_interval_of_a_difference_is_that_of_the_mean_over_products(crop_helps):
+    (question,) = asked(*crop_helps)
     d = np.zeros(60)
-    d[6:30] = 1  # of 60 products, both photos of 24 turn right
+    d[6:30] = 1
     half = 2.001 * np.sqrt(d.var(ddof=1) / 60)
-    assert (low, high) == pytest.approx((0.4 - half, 0.4 + half), abs=1e-4)
+    assert question.change.value == pytest.approx(48 / 120)
+    assert question.change.interval() == pytest.approx((0.4 - half, 0.4 + half), abs=1e-4)
+
+
+def test_single_runs_are_compared_by_mcnemars_test(crop_helps):
+    (question,) = asked(*crop_helps)
     assert question.mcnemar_p == pytest.approx(2 * 0.5**48) and question.p < 1e-6 and question.seeds_p is None
 
 
+def test_an_answer_as_a_dict_is_json(crop_helps):
+    (question,) = asked(*crop_helps)
+    answer = question.as_dict()
+    assert json.loads(json.dumps(answer)) == answer
+    assert (answer["a"], answer["b"]) == ("custom_cnn full", "custom_cnn crop") and answer["decided"] is True
+    assert answer["sentence"] == question.sentence and answer["interval"] == list(question.change.interval())
+
+
 def test_harm_and_the_better_model_are_named(write_run):
-    crop = write_run("train_custom_cnn", "--crop", right_but(range(12)))
-    augment = write_run("train_custom_cnn", "--crop --augment", right_but(range(60)))
-    vit = write_run("train_custom_vit", "--crop --augment", right_but(range(110)))
+    crop = write_run("train_custom_cnn", "--crop", wrong_in(range(12)))
+    augment = write_run("train_custom_cnn", "--crop --augment", wrong_in(range(60)))
+    vit = write_run("train_custom_vit", "--crop --augment", wrong_in(range(110)))
     first, second = asked(crop, augment, vit)
     assert first.sentence.startswith("augmentation harms custom_cnn: -40.0 points [-")
     assert second.sentence.startswith("custom_cnn beats custom_vit (crop-augment): +41.7 points [")
-    assert second.sentence.endswith("of single runs: other seeds may differ")
+    assert "single runs" in second.sentence
 
 
-def test_five_rows_cannot_be_told_apart_and_the_sentence_says_what_would_be_needed(write_run):
-    full = write_run("train_custom_cnn", "", right_but(range(0, 10, 2)))
+def test_five_rows_are_too_few_and_the_sentence_says_how_many_are_needed(write_run):
+    full = write_run("train_custom_cnn", "", wrong_in(range(0, 10, 2)))
     crop = write_run("train_custom_cnn", "--crop", LABELS)
     (question,) = asked(full, crop)
-    assert question.change.p_value() < 0.05 < question.p == pytest.approx(1 / 16), "McNemar has the last word"
-    assert question.sentence.startswith("crop, custom_cnn: not distinguishable on 120 images, +4.2 points [")
-    assert question.sentence.endswith("about 180 images would be needed for a difference of this size")
+    assert question.change.p_value() < 0.05 < question.p == pytest.approx(1 / 16), "McNemar's test decides"
+    assert not question.decided and "crop, custom_cnn" in question.sentence
+    assert "120 images, +4.2 points [" in question.sentence and "180 images" in question.sentence
 
 
-def test_the_same_answers_are_equal_and_not_certain(write_run):
-    full, crop = (write_run("train_custom_cnn", more, right_but(range(30))) for more in ("", "--crop"))
+def test_equal_predictions_have_an_interval_of_positive_width(write_run):
+    full, crop = (write_run("train_custom_cnn", options, wrong_in(range(30))) for options in ("", "--crop"))
     (question,) = asked(full, crop)
     low, high = question.change.interval()
     assert question.p == 1 and low == -high and 0.02 < high < 0.1
-    assert question.sentence.endswith("the two are equal")
+    assert question.sentence.endswith("both have the same accuracy")
 
 
-def test_seeds_are_one_experiment_and_holm_counts_all_questions(write_run):
+# Experiments ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three_seeds(write_run):
+    """The folder of three variants of the CNN with three seeds each, and of one ViT."""
     rng = np.random.default_rng(0)
     for seed in range(3):
-        for more, wrong in (("", 50), ("--crop", 40), ("--crop --augment", 38)):
+        for options, wrong in (("", 50), ("--crop", 40), ("--crop --augment", 38)):
             rows = rng.choice(120, wrong, replace=False)
-            write_run("train_custom_cnn", f"--seed {seed} {more}", right_but(rows))
-    folder = Path(write_run("train_custom_vit", "--crop", right_but(range(60)))).parent
-    experiments = gather(find_runs([str(folder)]))
-    assert [(e.name, e.seeds) for e in experiments] == [
-        ("custom_cnn full", [0, 1, 2]), ("custom_cnn crop", [0, 1, 2]), ("custom_cnn crop-augment", [0, 1, 2]),
+            write_run("train_custom_cnn", f"--seed {seed} {options}", wrong_in(rows))
+    return write_run("train_custom_vit", "--crop", wrong_in(range(60))).parent
+
+
+def test_runs_that_differ_in_the_seed_are_one_experiment(three_seeds):
+    assert [(e.name, e.seeds) for e in experiments_of(three_seeds)] == [
+        ("custom_cnn full", [0, 1, 2]),
+        ("custom_cnn crop", [0, 1, 2]),
+        ("custom_cnn crop-augment", [0, 1, 2]),
         ("custom_vit crop", [0]),
-    ]  # fmt: skip
-    found = asked(folder)
-    assert [q.kind for q in found] == ["crop", "augmentation", "model"]
-    assert found[0].change.value == pytest.approx(10 / 120) and found[0].mcnemar_p is None
-    assert found[0].p == max(found[0].seeds_p, found[0].change.p_value())
-    smallest = min(found, key=lambda q: q.p)
+    ]
+
+
+def test_each_variant_is_compared_and_then_the_models(three_seeds):
+    found = asked(three_seeds)
+    assert [question.kind for question in found] == ["crop", "augmentation", "model"]
+    assert found[0].change.value == pytest.approx(10 / 120)
+
+
+def test_several_seeds_use_the_larger_of_two_p_values(three_seeds):
+    crop = asked(three_seeds)[0]
+    assert crop.mcnemar_p is None and crop.p == max(crop.seeds_p, crop.change.p_value())
+
+
+def test_holm_corrects_for_all_questions(three_seeds):
+    smallest = min(asked(three_seeds), key=lambda question: question.p)
     assert smallest.holm_p == pytest.approx(min(1, 3 * smallest.p))
 
 
-def test_variants_are_asked_about_without_the_crop_alone(write_run):
-    lines = ("--crop --augment", "--crop --augment strong", "--crop")
-    runs = [
-        write_run("train_custom_cnn", line, right_but(range(n))) for n, line in zip((30, 9, 60), lines, strict=True)
-    ]
+def test_comparisons_of_variants_without_a_crop_run(write_run):
+    lines = {"--crop --augment": 30, "--crop --augment strong": 9, "--crop": 60}
+    runs = [write_run("train_custom_cnn", line, wrong_in(range(n))) for line, n in lines.items()]
     (question,) = asked(*runs[:2])
-    assert question.title == "custom_cnn: crop-strong against crop-augment" and question.decided
+    assert question.title == "custom_cnn: crop-strong vs. crop-augment" and question.decided
     titles = [question.title for question in asked(*runs)]
-    assert titles == ["custom_cnn: crop-augment against crop", "custom_cnn: crop-strong against crop"]
+    assert titles == ["custom_cnn: crop-augment vs. crop", "custom_cnn: crop-strong vs. crop"]
 
 
-def test_other_options_are_other_experiments(write_run):
-    runs = [write_run("train_custom_cnn", f"--crop --lr {lr}", LABELS) for lr in (0.1, 0.01)]
-    runs.append(write_run("train_custom_vit", "--crop", LABELS))
-    names = [experiment.model for experiment in gather(find_runs(map(str, runs)))]
-    assert names == ["custom_cnn (lr 0.1)", "custom_cnn (lr 0.01)", "custom_vit"]
-    runs = [write_run("train_custom_cnn", f"--crop{more}", LABELS) for more in ("", " --teacher RUN")]
-    names = [experiment.model for experiment in gather(find_runs(map(str, runs)))]
-    assert names == ["custom_cnn (no teacher)", "custom_cnn (teacher RUN)"]
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        (("--lr 0.1", "--lr 0.01"), ("custom_cnn (lr 0.1)", "custom_cnn (lr 0.01)")),
+        (("", "--teacher RUN"), ("custom_cnn (no teacher)", "custom_cnn (teacher RUN)")),
+        (("--recipe default", "--recipe lab"), ("custom_cnn (recipe default)", "custom_cnn (recipe lab)")),
+    ],
+    ids=["a number", "a text", "a recipe that sets other options"],
+)
+def test_runs_that_differ_in_an_option_are_named_by_it(write_run, lines, names):
+    runs = [write_run("train_custom_cnn", f"--crop {line}", LABELS) for line in lines]
+    vit = write_run("train_custom_vit", "--crop", LABELS)
+    assert [experiment.model for experiment in experiments_of(*runs, vit)] == [*names, "custom_vit"]
 
 
-def test_the_labs_recipe_is_named_by_its_name_alone(write_run):
-    runs = [write_run("train_custom_cnn", f"--recipe {recipe}", LABELS) for recipe in ("default", "lab")]
-    names = [experiment.model for experiment in gather(find_runs(map(str, runs)))]
-    assert names == ["custom_cnn (recipe default)", "custom_cnn (recipe lab)"]
-
-
-def test_folds_are_put_together(write_run):
-    """Three folds of 40 rows are one experiment of 120; without one of them it is refused."""
+@pytest.fixture
+def folds(write_run):
+    """Three folds of 40 rows; row 3 of each is wrong."""
     folders = []
     for fold in (1, 2, 3):
         own = slice(40 * (fold - 1), 40 * fold)
-        folder = write_run(
-            "train_custom_cnn", f"--split-by product_id:{fold}/3", right_but([3])[own], LABELS[own], PRODUCTS[own]
+        line, predictions = f"--split-by product_id:{fold}/3", wrong_in([3])[own]
+        folders.append(
+            write_run("train_custom_cnn", line, predictions, LABELS[own], PRODUCTS[own], first=40 * (fold - 1))
         )
-        text = (folder / "predictions.csv").read_text().splitlines()
-        lines = [f"{int(line[:4]) + 40 * (fold - 1):04}{line[4:]}" for line in text[1:]]
-        (folder / "predictions.csv").write_text("\n".join([text[0], *lines]))
-        folders.append(str(folder))
-    (experiment,) = gather(find_runs(folders))
-    assert len(experiment.ids) == 120 and Scored(experiment).right.sum() == 119
-    with pytest.raises(InputError, match="some folds are missing"):
-        gather(find_runs(folders[:2]))
+    return folders
 
 
-def test_the_accuracy_on_new_products_has_its_own_line(write_run, tmp_path):
-    """Products p0 to p49 are in train; the ten others have 20 rows, of which these predictions get 5 wrong."""
-    run = write_run("train_custom_cnn", "", right_but(range(115, 120)), shared=[f"p{i}" for i in range(50)])
-    unseen = Scored(gather(find_runs([str(run)]))[0]).unseen
-    assert unseen.n == 20 and unseen.estimates["accuracy"].value == pytest.approx(0.75)
-    unknown = [""] * 4 + PRODUCTS[4:]  # who knows whether train shows them
-    run = write_run("train_custom_cnn", "--crop", LABELS, products=unknown, shared=[f"p{i}" for i in range(50)])
-    assert Scored(gather(find_runs([str(run)]))[0]).unseen.n == 20
+def test_folds_are_put_together(folds):
+    (one,) = scored(*folds)
+    assert len(one.experiment.ids) == 120 and one.correct.sum() == 119
+
+
+def test_a_missing_fold_is_an_error(folds):
+    with pytest.raises(InputError, match="custom_cnn full, seed 0: .*folds"):
+        experiments_of(*folds[:2])
+
+
+# Scores of an experiment ---------------------------------------------------------------------------------------------
+
+SEEN = [f"p{i}" for i in range(50)]  # products that train has too; the ten others have 20 rows
+
+
+def test_accuracy_on_unseen_products(write_run):
+    (one,) = scored(write_run("train_custom_cnn", "", wrong_in(range(115, 120)), shared=SEEN))
+    assert one.unseen.n == 20 and one.unseen.estimates["accuracy"].value == pytest.approx(0.75)
+    assert experiment_summary(one)["unseen_products"] == {
+        "n": 20,
+        "accuracy": one.unseen.estimates["accuracy"].as_dict(),
+    }
+
+
+def test_rows_without_a_product_are_not_new_products(write_run):
+    (one,) = scored(write_run("train_custom_cnn", "", LABELS, products=[""] * 4 + PRODUCTS[4:], shared=SEEN))
+    assert one.unseen.n == 20
+
+
+def test_a_confident_mistake_of_all_runs_may_be_a_wrong_label(write_run):
+    """All runs predict that row 7, a sofa, is a bed; for row 8, only one run does."""
+    runs = [write_run("train_custom_cnn", f"--seed {seed}", wrong_in([7, 8][: 2 - seed])) for seed in (0, 1)]
+    (row,) = label_candidates(scored(*runs))
+    assert row == {"image_id": "0007", "label": "sofa", "predicted": "bed", "weight": pytest.approx(0.9)}
+
+
+def test_scores_of_a_class(write_run):
+    (one,) = scored(write_run("train_custom_cnn", "", wrong_in([7])))
+    sofa = per_class(one)["sofa"]
+    assert (sofa["rows"], sofa["recall"]) == (30, pytest.approx(29 / 30)) and sofa["precision"] == 1
+    assert sofa["interval"][0] < 29 / 30 < sofa["interval"][1]
+
+
+def test_the_most_frequent_mistakes_are_means_over_the_seeds(write_run):
+    runs = [write_run("train_custom_cnn", f"--seed {seed}", wrong_in([7, 8][: 2 - seed])) for seed in (0, 1)]
+    assert confused_pairs(scored(*runs)[0]) == [
+        {"true": "sofa", "predicted": "bed", "rows": 1.0},
+        {"true": "bed", "predicted": "chair", "rows": 0.5},
+    ]
+
+
+def test_numbers_of_an_experiment_are_json(three_seeds):
+    one = scored(three_seeds)[0]
+    found = experiment_summary(one)
+    assert json.loads(json.dumps(found)) == found
+    assert (found["name"], found["n"], found["products"], found["seeds"]) == ("custom_cnn full", 120, 60, [0, 1, 2])
+    assert found["accuracy_of_seeds"] == [70 / 120] * 3 and found["sd_over_seeds"] == pytest.approx(0)
+    errors = [calibration_error(np.full(120, 0.9), right.astype(float)) for right in one.correct]
+    assert found["calibration_error"] == pytest.approx(np.mean(errors)) and found["log_loss"] == 0.5
+    assert (found["parameters"], found["images_per_second"], found["seconds"]) == (1000, 100, 12)
+    assert len(found["runs"]) == 3
+
+
+def test_single_seeds_and_shared_products_are_notes(write_run):
+    single = scored(write_run("train_custom_cnn", "", LABELS, shared=SEEN))
+    one, leak = seed_and_leakage_notes(single)
+    assert "one seed" in one and "100 of 120 val rows" in leak
+    several = scored(*(write_run("train_custom_vit", f"--seed {seed}", LABELS) for seed in (0, 1)))
+    assert seed_and_leakage_notes(several) == []
+
+
+# Runs that cannot be compared ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -190,213 +308,293 @@ def test_the_accuracy_on_new_products_has_its_own_line(write_run, tmp_path):
         (dict(products=["p"] * 120), "different rows"),
     ],
 )
-def test_runs_that_cannot_be_compared(write_run, change, words):
+def test_runs_of_different_rows_are_refused(write_run, change, words):
     one = write_run("train_custom_cnn", "", LABELS)
     other = write_run("train_custom_cnn", "--crop", **(dict(predictions=LABELS) | change))
     with pytest.raises(InputError, match=words):
         asked(one, other)
 
 
-def test_one_product_alone_says_nothing_of_others(write_run):
-    with pytest.raises(InputError, match="validated on one product only"):
+def test_a_val_split_of_one_product_is_refused(write_run):
+    with pytest.raises(InputError, match="custom_cnn full .*single product"):
         asked(write_run("train_custom_cnn", "", LABELS, products=["p"] * 120))
 
 
 def test_runs_of_different_data_are_refused(write_run):
     """The same val rows, but train has changed between the two seeds."""
     runs = [write_run("train_custom_cnn", f"--seed {seed}", LABELS) for seed in (0, 1)]
-    described = json.loads((runs[1] / "run.json").read_text()) | {"data_fingerprint": "y"}
-    (runs[1] / "run.json").write_text(json.dumps(described))
-    with pytest.raises(InputError, match="read different data"):
-        gather(find_runs(map(str, runs)))
+    edit_json(runs[1], "run.json", data_fingerprint="y")
+    with pytest.raises(InputError, match="different data"):
+        experiments_of(*runs)
+
+
+def test_the_same_run_twice_is_refused(write_run, tmp_path):
+    run = write_run("train_custom_cnn", "", LABELS)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    with pytest.raises(InputError, match=f"{run} and {copy} have the same options and the same seed"):
+        experiments_of(run, copy)
 
 
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("run.json", lambda text: "[]", "no whole run folder"),
-        ("run.json", lambda text: "{", "no whole run folder"),
+        ("run.json", lambda text: "[]", ""),
+        ("run.json", lambda text: "{", ""),
         ("run.json", lambda text: text.replace('"seconds"', '"minutes"'), "seconds missing"),
         ("data_report.json", lambda text: "{}", "majority, products missing"),
-        ("data_report.json", lambda text: "null", "no whole run folder"),
-        (
-            "predictions.csv",
-            lambda text: "".join(text.splitlines(keepends=True)[:50]),
-            "49 predictions of 120 val rows",
-        ),
-        ("predictions.csv", lambda text: text.replace("0.9", "7.5"), "a probability or a loss that is none"),
-        ("predictions.csv", lambda text: text.replace("0.9", "nan"), "a probability or a loss that is none"),
-        ("predictions.csv", lambda text: text.replace("0.9", "much"), "no whole run folder"),
-        ("predictions.csv", lambda text: text.replace("prediction", "guess"), "no whole run folder"),
+        ("data_report.json", lambda text: "null", ""),
+        ("predictions.csv", lambda text: "".join(text.splitlines(keepends=True)[:50]), "49 predictions .* 120 val"),
+        ("predictions.csv", lambda text: text.replace("0.9", "7.5"), "probability or loss"),
+        ("predictions.csv", lambda text: text.replace("0.9", "nan"), "probability or loss"),
+        ("predictions.csv", lambda text: text.replace("0.9", "much"), "much"),
+        ("predictions.csv", lambda text: text.replace("prediction", "guess"), "prediction"),
     ],
 )
 def test_a_damaged_run_folder_is_named(write_run, file, change, words):
     run = write_run("train_custom_cnn", "", LABELS)
     (run / file).write_text(change((run / file).read_text()))
-    with pytest.raises(InputError, match=words) as error:
+    with pytest.raises(InputError, match=f"{run} is not a complete run folder: .*{words}"):
         find_runs([str(run)])
-    assert str(run) in str(error.value)
 
 
-def test_the_same_run_twice_no_run_and_half_a_run(write_run, tmp_path):
-    one = write_run("train_custom_cnn", "", LABELS)
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in one.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(InputError, match="are the same run"):
-        gather(find_runs([str(one), str(copy)]))
-    (copy / "metrics.json").unlink()
-    with pytest.raises(InputError, match="holds an unfinished run"):
-        find_runs([str(copy)])
-    with pytest.raises(InputError, match="holds no run"):
+def test_a_run_folder_without_its_predictions_is_not_complete(write_run):
+    run = write_run("train_custom_cnn", "", LABELS)
+    (run / "predictions.csv").unlink()
+    with pytest.raises(InputError, match=f"{run} is not a complete run folder: .*predictions.csv"):
+        read_run(run)
+
+
+def test_an_unfinished_run_is_refused_alone_and_left_out_among_others(write_run, capsys):
+    run, other = (write_run("train_custom_cnn", options, LABELS) for options in ("", "--crop"))
+    (run / "metrics.json").unlink()
+    with pytest.raises(InputError, match=f"{run} holds an unfinished run"):
+        find_runs([str(run)])
+    assert [found.folder for found in find_runs([str(run.parent)])] == [other]
+    assert str(run) in capsys.readouterr().err
+
+
+def test_folders_without_a_run_are_refused(tmp_path):
+    with pytest.raises(InputError, match="nowhere holds no run"):
         find_runs([str(tmp_path / "nowhere")])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no finished run"):
-        find_runs([str(tmp_path / "empty")])
-    (one / "predictions.csv").unlink()
-    with pytest.raises(InputError, match="no whole run folder"):
-        read_run(one)
+    with pytest.raises(InputError, match=f"{tmp_path} holds no finished run"):
+        find_runs([str(tmp_path)])
 
 
-def test_classes_and_wrong_labels(write_run):
-    """All runs call row 7, a sofa, a bed with confidence; row 8 only one of them."""
-    runs = [write_run("train_custom_cnn", f"--seed {seed}", right_but([7, 8][: 2 - seed])) for seed in (0, 1)]
-    (experiment,) = gather(find_runs(map(str, runs)))
-    scored = Scored(experiment)
-    (row,) = label_candidates([scored])
-    assert row == {"image_id": "0007", "label": "sofa", "predicted": "bed", "weight": pytest.approx(0.9)}
-    sofa = per_class(scored)["sofa"]
-    assert (sofa["rows"], sofa["recall"]) == (30, pytest.approx(29 / 30)) and sofa["precision"] == 1
-    assert sofa["interval"][0] < 29 / 30 < sofa["interval"][1]
+# Baselines -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_picture_descriptor():
+def test_histograms_of_an_image():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 3, 37, 37), dtype=np.uint8)
-    images[2] = images[0] // 2
-    found = describe_pixels(images)
-    assert found.shape == (3, 16 * (24 + 8 + 9)) and found.dtype == np.float32
-    np.testing.assert_allclose(found.sum(1), 3, rtol=1e-4)
+    descriptors = describe_pixels(images)
+    assert descriptors.shape == (3, 16 * (24 + 8 + 9)) and descriptors.dtype == np.float32
+    np.testing.assert_allclose(descriptors.sum(1), 3, rtol=1e-4)
+
+
+def test_histograms_of_a_uniform_image():
     red = np.zeros((1, 3, 32, 32), np.uint8)
     red[:, 0] = 255
-    histogram = describe_pixels(red)[0]
-    assert np.count_nonzero(histogram) == 32 and histogram.max() == pytest.approx(1 / 16), (
-        "one colour, one value, no edge"
-    )
+    descriptor = describe_pixels(red)[0]
+    assert np.count_nonzero(descriptor) == 32 and descriptor.max() == pytest.approx(1 / 16)
+
+
+def test_baselines_that_cannot_be_computed_are_notes(write_run, tmp_path):
+    """The majority class needs no images; those for the nearest neighbour are missing."""
+    gone = tmp_path / "gone"
+    runs = [write_run("train_custom_cnn", f"--data {gone} {options}", LABELS) for options in ("", "--crop")]
+    baselines, notes = find_baselines(experiments_of(*runs))
+    assert [(b.name, b.estimates["accuracy"].value) for b in baselines] == [("majority class", pytest.approx(1 / 4))]
+    assert ["full" in note for note in notes] == [True, False] and ["crop" in note for note in notes] == [False, True]
+    assert all(str(gone) in note for note in notes)
+
+
+def test_baselines_match_the_variants_of_the_runs(finished_run):
+    baselines, notes = find_baselines(experiments_of(finished_run("train_custom_cnn")))
+    assert [b.name for b in baselines] == ["majority class", "nearest neighbour crop"] and notes == []
+
+
+# Real runs -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def real_runs(tmp_path_factory, cache):
-    """Two models on full image and crop, two seeds of one of them, 130 val rows."""
-    folder, runs = tmp_path_factory.mktemp("real"), {}
-    small = {
-        "train_custom_cnn": "--blocks 8k3p2,16k3p2 --hidden 32",
-        "train_custom_vit": "--dim 32 --depth 2 --num-heads 4",
-    }
-    for script, variant, seed in (
-        ("train_custom_cnn", "", 0), ("train_custom_cnn", "--crop", 0), ("train_custom_cnn", "--crop", 1),
-        ("train_custom_vit", "--crop", 0),
-    ):  # fmt: skip
-        out = folder / f"{script}{variant}-{seed}"
-        line = f"--data sample --image-size 32 --epochs 2 --cache {cache} --out {out} --seed {seed} {variant}"
-        runs[script, variant, seed] = SCRIPTS[script].main([*line.split(), *small[script].split()])
-    return folder, runs
+def runs(finished_run):
+    """Two models on crops, one of them with two seeds and also on whole images; 130 val rows."""
+    lines = {"full": "", "crop": "--crop", "seed 1": "--crop --seed 1"}
+    runs = {name: finished_run("train_custom_cnn", line) for name, line in lines.items()}
+    return runs | {"vit": finished_run("train_custom_vit")}
 
 
-def test_a_comparison_of_real_runs_from_the_command_line(real_runs, tmp_path):
-    folder, _ = real_runs
-    done = subprocess.run(
-        [sys.executable, "compare.py", str(folder), "--out", str(tmp_path / "out")],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert [e["name"] for e in result["experiments"]] == ["custom_cnn full", "custom_cnn crop", "custom_vit crop"]
-    assert result["experiments"][0]["unseen_products"]["n"] == 15, "as the data card says"
-    metrics = json.loads((real_runs[1]["train_custom_cnn", "", 0] / "metrics.json").read_text())
-    for name in ("accuracy", "precision", "recall", "f1", "macro_f1"):
-        assert result["experiments"][0][name]["value"] == pytest.approx(metrics[name], abs=1e-12)
-        low, high = result["experiments"][0][name]["interval"]
+@pytest.fixture(scope="module")
+def comparison(runs, tmp_path_factory):
+    """The output folder of a comparison; printed.txt has its terminal output."""
+    out = tmp_path_factory.mktemp("comparison")
+    with open(out / "printed.txt", "w") as printed, redirect_stdout(printed):
+        compare.main([*map(str, runs.values()), "--out", str(out)])
+    return out
+
+
+@pytest.fixture
+def found(comparison):
+    return read_json(comparison, "comparison.json")
+
+
+def test_experiments_of_real_runs(found):
+    assert [e["name"] for e in found["experiments"]] == ["custom_cnn full", "custom_cnn crop", "custom_vit crop"]
+    assert found["experiments"][0]["unseen_products"]["n"] == 15, "as the data card says"
+
+
+def test_scores_of_a_single_run_are_its_metrics_with_intervals(runs, found):
+    metrics, experiment = read_json(runs["full"], "metrics.json"), found["experiments"][0]
+    for name in METRICS:
+        assert experiment[name]["value"] == pytest.approx(metrics[name], abs=1e-12)
+        low, high = experiment[name]["interval"]
         assert 0 <= low < high <= 1
-    assert result["experiments"][0]["log_loss"] == pytest.approx(metrics["loss"])
-    baselines = {b["name"]: b["accuracy"]["value"] for b in result["baselines"]}
+    assert experiment["log_loss"] == pytest.approx(metrics["loss"])
+
+
+def test_baselines_of_the_sample(found):
+    baselines = {b["name"]: b["accuracy"]["value"] for b in found["baselines"]}
     assert baselines["majority class"] == pytest.approx(22 / 130)
     assert baselines["nearest neighbour crop"] > 0.25 > baselines["nearest neighbour full"]
-    assert [q["question"] for q in result["questions"]] == [
-        "custom_cnn: crop against full", "custom_vit against custom_cnn, crop"
-    ]  # fmt: skip
-    page = (tmp_path / "out" / "comparison.md").read_text()
-    for question in result["questions"]:
-        assert question["sentence"] in page and question["sentence"] in done.stdout
-    assert "115 of 130 val rows show a product that train shows too" in page
-    for name in ("experiments", "differences", "confusion", "reliability"):
-        assert f"({name}.png)" in page
-        with Image.open(tmp_path / "out" / f"{name}.png") as picture:
-            assert min(picture.size) > 200 and len(picture.convert("L").getcolors(256)) > 10
-    assert "| the 15 rows of products not in train" in page.replace("&nbsp; ", "")
 
 
-def test_one_run_alone_can_be_looked_at(real_runs, tmp_path):
-    runs = find_runs([str(real_runs[1]["train_custom_vit", "--crop", 0])])
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "differences.png").write_text("of an earlier comparison")
-    result = compare.compare(gather(runs), tmp_path / "out")
-    assert result["questions"] == [] and not (tmp_path / "out" / "differences.png").exists()
-    assert "differences.png" not in (tmp_path / "out" / "comparison.md").read_text()
+def test_questions_of_real_runs(found):
+    titles = [question["question"] for question in found["questions"]]
+    assert titles == ["custom_cnn: crop vs. full", "custom_vit vs. custom_cnn, crop"]
 
 
-def test_baselines_are_left_out_with_a_word_where_the_data_has_changed(real_runs, tmp_path, write_run):
-    run = real_runs[1]["train_custom_vit", "--crop", 0]
-    described = json.loads((run / "run.json").read_text()) | {"data_fingerprint": "another"}
-    moved = tmp_path / "moved"
-    moved.mkdir()
-    for file in run.iterdir():
-        (moved / file.name).write_bytes(file.read_bytes())
-    (moved / "run.json").write_text(json.dumps(described))
-    result = compare.compare(gather(find_runs([str(moved)])), tmp_path / "out")
-    assert len(result["baselines"]) == 1 and any("is not what" in note for note in result["notes"])
+def test_the_page_has_all_sentences_figures_and_new_products(comparison, found):
+    page = (comparison / "comparison.md").read_text()
+    assert all(question["sentence"] in page for question in found["questions"])
+    assert all(note in page for note in found["notes"]) and "115 of 130 val rows" in page
+    assert all(f"({path.name})" in page for path in comparison.glob("*.png"))
+    assert "15 rows of products not in train" in page.replace("&nbsp; ", "")
 
 
-def test_shortcuts(real_runs, tmp_path):
-    run = real_runs[1]["train_custom_cnn", "--crop", 1]
-    val, views = masked_views(read_run(run))
-    trained, product, background, outline = (views[name] for name in VIEWS)
-    np.testing.assert_array_equal(trained, val.pixels[val.index])
-    gray = np.array([124, 116, 104])[:, None, None]
-    painted = (product == gray).all(1)  # (N, S, S)
+@pytest.mark.parametrize("name", ["experiments", "differences", "confusion", "reliability"])
+def test_figures_of_a_comparison(comparison, name):
+    with Image.open(comparison / f"{name}.png") as picture:
+        assert min(picture.size) > 200 and len(picture.convert("L").getcolors(256)) > 10
+
+
+def test_a_single_run_has_no_questions(runs, tmp_path):
+    (tmp_path / "differences.png").write_text("of an earlier comparison")
+    result = compare.main([str(runs["vit"]), "--out", str(tmp_path)])
+    assert result["questions"] == [] and not (tmp_path / "differences.png").exists()
+    assert "differences.png" not in (tmp_path / "comparison.md").read_text()
+
+
+def test_the_terminal_shows_the_answers(comparison, found):
+    printed = (comparison / "printed.txt").read_text()
+    assert all(question["sentence"] in printed for question in found["questions"])
+    assert all(note in printed for note in found["notes"]) and "custom_vit crop" in printed
+
+
+def test_data_that_has_changed_has_no_nearest_neighbour(runs, tmp_path):
+    copy = Path(shutil.copytree(runs["vit"], tmp_path / "copy"))
+    edit_json(copy, "run.json", data_fingerprint="another")
+    result = compare.main([str(copy), "--out", str(tmp_path / "out")])
+    assert [baseline["name"] for baseline in result["baselines"]] == ["majority class"]
+    assert any(f"{copy}" in note for note in result["notes"])
+
+
+# Shortcuts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def views(runs):
+    """The val images in each view."""
+    val, views = masked_views(read_run(runs["crop"]))
+    np.testing.assert_array_equal(views["as trained"], val.pixels[val.index])
+    return [views[name] for name in VIEWS]
+
+
+GRAY = np.array(PAD_COLOR)[:, None, None]
+
+
+def test_product_and_background_are_parts_of_the_image_on_gray(views):
+    trained, product, background, _ = views
+    painted = (product == GRAY).all(1)  # (N, S, S)
     assert 0.3 < painted.mean() < 0.85, "the product fills about half of its box, and the box of the square"
     assert ((product == trained).all(1) | painted).all()
-    assert ((background == trained).all(1) | (background == gray).all(1)).all()
-    shown_twice = (product != gray).any(1) & (background != gray).any(1)
-    assert not shown_twice.any(), "what shows the product does not show in the background"
-    assert (painted & (background == gray).all(1)).mean() > 0.01, (
-        "at its edge a pixel shows both, and neither view has it"
-    )
-    assert set(np.unique(outline)) == {0, 104, 116, 124}
-    line = ["--shortcuts", str(run), "--out", str(tmp_path / "out")]
-    (result,) = compare.main(line)
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert result["accuracy"]["as trained"]["value"] == pytest.approx(metrics["accuracy"]), "the saved weights"
+    assert ((background == trained).all(1) | (background == GRAY).all(1)).all()
+
+
+def test_product_and_background_do_not_overlap(views):
+    _, product, background, _ = views
+    assert not ((product != GRAY).any(1) & (background != GRAY).any(1)).any()
+    neither = (product == GRAY).all(1) & (background == GRAY).all(1)
+    assert neither.mean() > 0.01, "a pixel at the product's edge shows both, and neither view has it"
+
+
+def test_the_outline_has_two_colours(views):
+    assert set(np.unique(views[3])) == {0, *PAD_COLOR}
+
+
+def test_shortcuts_are_scored_in_every_view(runs, tmp_path):
+    run = runs["seed 1"]
+    (result,) = compare.main(["--shortcuts", str(run), "--out", str(tmp_path)])
+    metrics = read_json(run, "metrics.json")
     assert set(result["accuracy"]) == set(VIEWS)
-    assert json.loads((tmp_path / "out" / "shortcuts.json").read_text()) == [result]
-    assert (tmp_path / "out" / f"shortcuts-{run.parent.name}-{run.name}.png").exists()
+    assert result["accuracy"]["as trained"]["value"] == pytest.approx(metrics["accuracy"]), "the saved weights"
+    assert read_json(tmp_path, "shortcuts.json") == [result]
+    assert (tmp_path / f"shortcuts-{run.parent.name}-{run.name}.png").exists()
 
 
-def test_a_model_is_rebuilt_from_its_folder_without_a_network(real_runs):
-    run = read_run(real_runs[1]["train_custom_vit", "--crop", 0])
-    assert not run.model().training and sum(p.numel() for p in run.model().parameters()) == run.run["parameters"]
-    other = type(run)(run.folder, run.run | {"classes": ["a", "b"]}, run.report, run.rows)
-    with pytest.raises(InputError, match="do not fit its run.json"):
-        other.model()
-    assert torch.is_grad_enabled() and os.path.exists(run.folder)
+# Models and figures --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "words"), [("--help", 0, "runs/study"), ("/nowhere", 1, "holds no run"), ("", 2, "runs")]
-)
-def test_the_command_line(line, code, words):
-    done = subprocess.run(
-        [sys.executable, "compare.py", *line.split()], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code and words in done.stdout + done.stderr and "Traceback" not in done.stderr
+def test_a_model_is_rebuilt_from_its_folder(runs):
+    run = read_run(runs["vit"])
+    model = run.model()
+    assert not model.training and sum(p.numel() for p in model.parameters()) == run.info.parameters
+    assert torch.is_grad_enabled()
+
+
+def test_weights_of_other_classes_are_refused(runs):
+    run = read_run(runs["vit"])
+    with pytest.raises(InputError, match=f"weights in {run.folder} .*run.json"):
+        replace(run, info=replace(run.info, classes=["a", "b"])).model()
+
+
+@pytest.fixture
+def no_pyplot(monkeypatch):
+    """Makes importing matplotlib.pyplot fail, and unloads the modules of the project."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("common", "train_", "compare", "predict")):
+            assert not any(getattr(value, "__name__", "") == "matplotlib.pyplot" for value in vars(module).values())
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+
+
+def test_a_training_run_does_not_use_pyplot(no_pyplot, train):
+    assert (train("train_custom_cnn", more="--crop --epochs 1") / "curves.png").exists()
+
+
+def test_a_comparison_does_not_use_pyplot(no_pyplot, runs, tmp_path):
+    compare.main([str(runs["full"]), str(runs["crop"]), "--out", str(tmp_path)])
+    compare.main(["--shortcuts", str(runs["crop"]), "--out", str(tmp_path)])
+    assert len(list(tmp_path.glob("*.png"))) == 5
+
+
+def test_a_gallery_does_not_use_pyplot(no_pyplot, runs, tmp_path):
+    predict.main([str(runs["crop"]), str(SAMPLE), "--gallery", str(tmp_path / "found.png")])
+    assert (tmp_path / "found.png").exists()
+
+
+# The command line ----------------------------------------------------------------------------------------------------
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        compare.main(["--help"])
+    assert stop.value.code == 0 and "runs/study" in capsys.readouterr().out
+
+
+def test_a_run_must_be_named(capsys):
+    with pytest.raises(SystemExit) as stop:
+        compare.main([])
+    assert stop.value.code == 2 and "runs" in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_an_error():
+    assert "/nowhere holds no run" in helpers.error_message("compare", ["/nowhere"])

@@ -1,4 +1,4 @@
-"""The geometry of a crop, against pixels counted by hand."""
+"""The geometry of crops, compared with manually counted pixels."""
 
 import io
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.crop import PAD_COLOR, box_problem, crop_image, grow_box
+from common.data.crop import PAD_COLOR, box_problem, crop_image, grow_box, padding
+from tests.helpers import encode
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -49,15 +50,14 @@ def test_pad_keeps_the_aspect():
     assert (crop[:2] == PAD_COLOR).all() and (crop[2:6] == RED).all() and (crop[6:] == PAD_COLOR).all()
 
 
-def jpeg(image, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95, **options)
-    return Image.open(io.BytesIO(buffer.getvalue()))
+def as_file(image, kind="JPEG", **options):
+    """The image after writing it to a file and opening it, with its pixels not yet loaded."""
+    return Image.open(io.BytesIO(encode(image, kind, **options)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_box_is_in_the_upright_image(orientation):
-    """The quarter of the upright picture that is red is cut out of each stored orientation."""
+    """The red quarter of the upright image is cropped correctly from every stored orientation."""
     upright = Image.new("RGB", (64, 32), BLUE)
     upright.paste(RED, (32, 0, 64, 16))
     stored = {
@@ -73,27 +73,25 @@ def test_the_box_is_in_the_upright_image(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     for size in (16, 4):  # 4: the JPEG is decoded at a smaller scale
-        crop, crop_size = crop_image(jpeg(stored, exif=exif), (32, 0, 32, 16), size=size)
+        crop, crop_size = crop_image(as_file(stored, quality=95, exif=exif), (32, 0, 32, 16), size=size)
         assert crop_size == (32, 16)
         assert np.abs(np.asarray(crop)[1:-1, 1:-1].astype(int) - RED).max() < 40
 
 
-def test_a_tiff_is_turned_by_pillow_itself():
+def test_pillow_rotates_tiff_files():
     stored = Image.new("RGB", (32, 64), BLUE)
     stored.paste(RED, (0, 0, 16, 32))  # the upper right quarter once it is upright
     exif = Image.Exif()
     exif[0x0112] = 6
-    buffer = io.BytesIO()
-    stored.save(buffer, "TIFF", exif=exif)
-    crop, crop_size = crop_image(Image.open(io.BytesIO(buffer.getvalue())), (32, 0, 32, 16), size=16)
+    crop, crop_size = crop_image(as_file(stored, "TIFF", exif=exif), (32, 0, 32, 16), size=16)
     assert crop_size == (32, 16) and (np.asarray(crop) == RED).all()
 
 
-def test_a_big_jpeg_is_decoded_small_and_looks_the_same():
+def test_a_large_jpeg_is_decoded_at_a_reduced_scale():
     x, y = np.meshgrid(np.linspace(0, 1, 640), np.linspace(0, 1, 480))
     smooth = np.stack([np.sin(3 * x + y), np.cos(2 * y), x * y], axis=-1)
     image = Image.fromarray((127 + 100 * smooth).clip(0, 255).astype(np.uint8))
-    encoded = jpeg(image)
+    encoded = as_file(image, quality=95)
     small = np.asarray(crop_image(encoded, (80, 60, 480, 360), size=32)[0]).astype(float)
     assert encoded.size == (80, 60), "480 x 360 to 32 pixels leaves room for the scale 1/8"
     full = np.asarray(crop_image(image, (80, 60, 480, 360), size=32)[0]).astype(float)
@@ -101,9 +99,9 @@ def test_a_big_jpeg_is_decoded_small_and_looks_the_same():
 
 
 def test_a_jpeg_is_never_decoded_smaller_than_the_target():
-    """A flat box is stretched upwards: its short side decides the scale, unless its aspect is kept."""
+    """The short side of a flat box determines the scale, as it is stretched, unless the aspect ratio is kept."""
     for fit, decoded in (("squash", (640, 480)), ("pad", (80, 60))):
-        encoded = jpeg(Image.new("RGB", (640, 480), RED))
+        encoded = as_file(Image.new("RGB", (640, 480), RED))
         crop_image(encoded, (0, 0, 512, 40), size=32, fit=fit)
         assert encoded.size == decoded
 
@@ -139,9 +137,9 @@ def test_every_mode_becomes_rgb(mode, color, expected):
         ((2, 3, 1e-300, 4), "no area"),
         ((0, 0, 4), "3 numbers"),
         ((0, 0, 4, 4, 4), "5 numbers"),
-        ((0, float("nan"), 4, 4), "not a number"),
-        ((0, 0, float("inf"), 4), "not a number"),
-        ((0, 0, None, 4), "not a number"),
+        ((0, float("nan"), 4, 4), "nan"),
+        ((0, 0, float("inf"), 4), "inf"),
+        ((0, 0, None, 4), "None"),
         (None, "no box"),
     ],
 )
@@ -151,3 +149,8 @@ def test_a_wrong_box_is_named(box, words):
     if words and box is not None:
         with pytest.raises(ValueError, match="box"):
             crop_image(numbered(), box, size=4)
+
+
+def test_padding_keeps_the_centre_and_leaves_a_pixel():
+    assert padding((40, 20), 8) == (0, 2) and padding((20, 40), 8) == (2, 0)
+    assert padding((1, 5000), 16) == (7, 0)

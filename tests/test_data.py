@@ -1,9 +1,12 @@
 """The data path, from each kind of source to the arrays."""
 
+import csv
 import io
 import json
+import re
 import socket
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -13,43 +16,65 @@ import pytest
 import torch
 from PIL import Image
 
-import common.pixels
-from common.audit import audit, describe
-from common.config import DataConfig, InputError
-from common.data import ClassificationDataset, load_splits
-from common.network import reachable
-from common.sources import clean_categories, clean_category
+import common.data.pixels
+from common.config import ID_COLUMNS, DataConfig, InputError
+from common.data.audit import audit, describe
+from common.data.dataset import ClassificationDataset, load_splits
+from common.data.hub import reachable
+from common.data.pixels import map_ahead, normalize
+from common.data.sources import clean_categories, clean_category
+from tests.helpers import encode, stored
+
+CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def load(cache):
-    """`load_splits` on small images in the cache of the test run."""
-
-    def load(data, **options):
-        return load_splits(DataConfig(**dict(data=data, cache=cache, image_size=32, crop=True) | options))
-
-    return load
+def without(rows, *columns):
+    return [{name: value for name, value in row.items() if name not in columns} for row in rows]
 
 
-def test_the_sample(load):
-    train, val = load("sample")
+# Rows and batches ----------------------------------------------------------------------------------------------------
+
+
+def test_the_splits_of_the_sample(load):
+    train, val = load()
     assert (len(train), len(val), train.dropped) == (491, 130, 17)
     assert train.classes == val.classes == sorted(train.classes) and len(train.classes) == 12
     assert "vase" not in train.classes and "coffee_table" in train.classes
+
+
+def test_an_item_is_an_image_and_a_label(load):
+    train, val = load()
     image, label = train[3]
     assert image.shape == (3, 32, 32) and image.dtype == torch.float32 and isinstance(label, int)
-    images, crop_sizes, labels = train.batch(np.array([3, 5]), torch.device("cpu"))
-    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8 and labels[0] == label
-    assert crop_sizes[0].tolist() == [float(v) for v in train.rows[3]["bbox"][2:]]
-    shown = describe(train, val, audit(train, val))
-    assert "train  508 rows -> 491: 17" in shown and "armchair         45   12" in shown
     batch = next(iter(torch.utils.data.DataLoader(val, batch_size=4)))
     assert batch[0].shape == (4, 3, 32, 32) and batch[1].tolist() == val.labels[:4].tolist()
 
 
+def test_a_batch_is_pixels_crop_sizes_and_labels(load):
+    train, _ = load()
+    images, crop_sizes, labels = train.batch(np.array([3, 5]), CPU)
+    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8
+    assert torch.equal(normalize(images)[0], train[3][0]) and labels[0] == train[3][1]
+    assert crop_sizes[0].tolist() == [float(v) for v in train.rows[3]["bbox"][2:]]
+
+
+def test_the_sample_is_described_at_the_start_of_a_run(load):
+    train, val = load()
+    shown = describe(train, val, audit(train, val))
+    assert "508 rows, 491 after dropping 17" in shown and re.search(r"armchair +45 +12", shown)
+
+
+def test_workers_of_a_loader_read_the_mapped_file(load):
+    train: ClassificationDataset = load()[0]
+    loader = torch.utils.data.DataLoader(train, batch_size=2, sampler=[7, 1], num_workers=1)
+    images, labels = next(iter(loader))
+    assert torch.equal(images[0], train[7][0]) and labels.tolist() == train.labels[[7, 1]].tolist()
+    assert Path(train.pixels.filename).suffix == ".npy", "mapped from the file, not in memory"
+
+
 def test_only_the_columns_that_are_used_are_kept(load):
     names = {"image", "category", "bbox", "image_id", "product_id", "scene_id"}
-    assert set(load("sample")[0].rows.column_names) == names
+    assert set(load()[0].rows.column_names) == names
 
 
 @pytest.mark.parametrize("crop", [True, False])
@@ -64,28 +89,28 @@ def test_every_source_gives_the_same_rows(load, rows, parquet, image_folder, cro
 
 
 def test_crop_and_full_image_differ_and_pad_is_padded(load):
-    crop, full, pad = load("sample")[1], load("sample", crop=False)[1], load("sample", fit="pad")[1]
+    crop, full, pad = load()[1], load(crop=False)[1], load(fit="pad")[1]
     assert not np.array_equal(crop.pixels, full.pixels)
     wide = int((pad.crop_sizes[:, 0] / pad.crop_sizes[:, 1]).argmax())
     assert (pad.pixels[wide][:, 0, :].T == (124, 116, 104)).all()
 
 
 def test_a_second_load_decodes_nothing_and_other_settings_do(load, tmp_path, monkeypatch):
-    first = load("sample", cache=str(tmp_path))
-    monkeypatch.setattr(common.pixels, "crop_image", None)  # decoding a row fails from here on
-    monkeypatch.setattr(common.pixels, "encoded_bytes", None)  # and reading its image too
-    again = load("sample", cache=str(tmp_path))
+    first = load(cache=str(tmp_path))
+    monkeypatch.setattr(common.data.pixels, "crop_image", None)  # decoding a row fails from here on
+    monkeypatch.setattr(common.data.pixels, "encoded_bytes", None)  # and reading its image too
+    again = load(cache=str(tmp_path))
     np.testing.assert_array_equal(first[1].pixels, again[1].pixels)
     assert first[0].fingerprint == again[0].fingerprint
     monkeypatch.undo()
-    monkeypatch.setattr(common.pixels, "crop_image", None)
+    monkeypatch.setattr(common.data.pixels, "crop_image", None)
     with pytest.raises(InputError, match="rows cannot be used"):
-        load("sample", cache=str(tmp_path), margin=0.1)
+        load(cache=str(tmp_path), margin=0.1)
 
 
 def test_the_key_is_the_content_not_the_path(load, rows, parquet, tmp_path, monkeypatch):
     first = load(parquet(rows, "one"), cache=str(tmp_path / "cache"))
-    monkeypatch.setattr(common.pixels, "crop_image", None)
+    monkeypatch.setattr(common.data.pixels, "crop_image", None)
     moved = load(parquet(rows, "two"), cache=str(tmp_path / "cache"))
     np.testing.assert_array_equal(first[1].pixels, moved[1].pixels)
     changed = dict(rows, val=[dict(rows["val"][0], bbox=[1, 1, 20, 20]), *rows["val"][1:]])
@@ -93,80 +118,87 @@ def test_the_key_is_the_content_not_the_path(load, rows, parquet, tmp_path, monk
         load(parquet(changed, "three"), cache=str(tmp_path / "cache"))
 
 
-def test_a_second_start_reads_no_image_and_notices_a_changed_file(load, image_folder, tmp_path, monkeypatch):
-    cache = str(tmp_path / "cache")
-    first = load(image_folder, cache=cache)
-    monkeypatch.setattr(common.pixels, "encoded_bytes", None)  # reading an image fails from here on
-    assert load(image_folder, cache=cache)[0].fingerprint == first[0].fingerprint
-    monkeypatch.undo()
+def test_a_second_start_reads_no_image_file(load, image_folder, monkeypatch):
+    first = load(image_folder)
+    monkeypatch.setattr(common.data.pixels, "encoded_bytes", None)  # reading an image fails from here on
+    assert load(image_folder)[0].fingerprint == first[0].fingerprint
+
+
+def test_a_changed_image_file_or_box_is_noticed(load, image_folder):
+    first = load(image_folder)
     one, other = sorted(Path(image_folder, "val").glob("*/*.jpg"))[:2]
     one.write_bytes(other.read_bytes())
-    second = load(image_folder, cache=cache)
+    second = load(image_folder)
     assert second[1].fingerprint != first[1].fingerprint
-    metadata = Path(image_folder, "val", "metadata.jsonl")
-    lines = [json.loads(line) for line in metadata.read_text().splitlines()]
+    metadata, lines = read_metadata(image_folder)
     metadata.write_text("\n".join(json.dumps(line | {"bbox": [1, 1, 20, 20]}) for line in lines))
-    assert load(image_folder, cache=cache)[1].fingerprint != second[1].fingerprint
+    assert load(image_folder)[1].fingerprint != second[1].fingerprint
 
 
-def test_variants_prepared_together_are_those_prepared_alone(rows, parquet, tmp_path, monkeypatch):
-    """JPEGs are decoded at each variant's own scale, PNGs once."""
+def as_png(row):
+    image = Image.open(io.BytesIO(row["image"]["bytes"])).resize((160, 160))
+    return row | {"image": stored(encode(image, "PNG")), "bbox": [10, 20, 100, 120]}
 
-    def as_png(row):
-        buffer = io.BytesIO()
-        Image.open(io.BytesIO(row["image"]["bytes"])).save(buffer, "PNG")
-        return row | {"image": {"bytes": buffer.getvalue(), "path": None}}
 
-    mixed = {split: [as_png(row) if i % 2 else row for i, row in enumerate(rows[split])] for split in rows}
+VARIANTS = {"full": {}, "crop": dict(crop=True), "padded": dict(crop=True, fit="pad", margin=0.1)}
+
+
+@pytest.fixture
+def mixed(rows, parquet):
+    """Rows of three classes; every other image is a PNG, and one PNG is broken."""
+    names = ("bed", "chair", "desk")
+    few = {split: [row for row in rows[split] if row["category"].lower() in names] for split in rows}
+    mixed = {split: [as_png(row) if i % 2 else row for i, row in enumerate(few[split])] for split in few}
     broken = bytearray(mixed["train"][1]["image"]["bytes"])
     broken[len(broken) // 2] ^= 255
-    mixed["train"][1]["image"]["bytes"] = bytes(broken)
-    data, opened, open_image = parquet(mixed), [], Image.open
-    variants = [dict(), dict(crop=True), dict(crop=True, fit="pad", margin=0.1)]
-    same = dict(data=data, image_size=32, bad_rows="skip")
-    configs = {
-        name: [DataConfig(**same, **more, cache=str(tmp_path / name)) for more in variants]
-        for name in ("alone", "together")
-    }
-    alone = [load_splits(config) for config in configs["alone"]]
-    monkeypatch.setattr(Image, "open", lambda *args: opened.append(open_image(*args)) or opened[-1])
-    load_splits(configs["together"][0], configs["together"][1:])
-    pngs = sum(image["bytes"].startswith(b"\x89PNG") for split in alone[0] for image in split.rows["image"])
-    assert len(opened) == pngs + 3 * (sum(map(len, alone[0])) - pngs) + 3, "the broken one is opened each time"
-    assert all(len(split[0].problems) == 1 for split in alone)
-    monkeypatch.setattr(common.pixels, "crop_image", None)  # all is there
-    for config, expected in zip(configs["together"], alone, strict=True):
+    mixed["train"][1]["image"] = stored(bytes(broken))
+    return parquet(mixed)
+
+
+def variants(data, cache):
+    return [DataConfig(data=data, image_size=32, bad_rows="skip", cache=str(cache), **v) for v in VARIANTS.values()]
+
+
+def test_variants_prepared_together_are_those_prepared_alone(mixed, tmp_path, monkeypatch):
+    alone = [load_splits(config) for config in variants(mixed, tmp_path / "alone")]
+    assert all(len(train.problems) == 1 for train, _ in alone), "the broken one"
+    together = variants(mixed, tmp_path / "together")
+    load_splits(together[0], together[1:])
+    monkeypatch.setattr(common.data.pixels, "crop_image", None)  # all is there
+    for config, expected in zip(together, alone, strict=True):
         for split, other in zip(load_splits(config), expected, strict=True):
             assert split.problems == other.problems
             np.testing.assert_array_equal(split.pixels, other.pixels)
             np.testing.assert_array_equal(split.crop_sizes, other.crop_sizes)
 
 
+def test_jpegs_are_opened_for_each_variant_and_pngs_once(mixed, tmp_path, monkeypatch):
+    """JPEGs are decoded at a different scale for each variant."""
+    opened, open_image = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args: opened.append(open_image(*args)) or opened[-1])
+    first, *others = variants(mixed, tmp_path / "cache")
+    splits = load_splits(first, others)
+    pngs = sum(image["bytes"].startswith(b"\x89PNG") for split in splits for image in split.rows["image"])
+    jpegs = sum(map(len, splits)) - pngs
+    assert pngs > 5 and len(opened) == pngs + 3 * jpegs + 3, "the broken one is opened each time"
+
+
 def test_a_batch_from_the_map_and_from_the_device_are_the_same(load, rows, parquet):
-    broken = [dict(rows["train"][0], image={"bytes": b"no image", "path": None}), *rows["train"][1:]]
+    broken = [dict(rows["train"][0], image=stored(b"no image")), *rows["train"][1:]]
     train = load(parquet(dict(rows, train=broken)), bad_rows="skip")[0]
     rows = np.array([0, 3, 7, 40])
-    mapped = train.batch(rows, torch.device("cpu"))
+    mapped = train.batch(rows, CPU)
     assert isinstance(train.pixels, np.memmap), "processes share it"
-    train.keep_on(torch.device("cpu"))
+    train.copy_pixels_to(CPU)
     train.pixels = None
-    for ours, theirs in zip(train.batch(rows, torch.device("cpu")), mapped, strict=True):
+    for ours, theirs in zip(train.batch(rows, CPU), mapped, strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_two_loads_at_once_both_succeed(load, tmp_path):
-    results = []
-
-    def work():
-        results.append(load("sample", cache=str(tmp_path), limit=40))
-
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 2
-    np.testing.assert_array_equal(results[0][0].pixels, results[1][0].pixels)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda limit: load(cache=str(tmp_path), limit=limit), (40, 40))
+    np.testing.assert_array_equal(one[0].pixels, other[0].pixels)
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*"))
 
 
@@ -186,14 +218,14 @@ def test_clean_category(raw, clean):
 
 
 def test_limit_takes_rows_evenly_and_keeps_the_label_map(load):
-    train, val = load("sample", limit=20)
+    train, val = load(limit=20)
     assert (len(train), len(val)) == (20, 20) and len(train.classes) == 12
-    everything = load("sample")[0].ids()["image_id"]
+    everything = load()[0].ids()["image_id"]
     places = [everything.index(i) for i in train.ids()["image_id"]]
     assert places[0] == 0 and places[-1] == 490 and set(np.diff(places)) <= {25, 26}
 
 
-def test_val_is_cut_off_by_class_where_there_is_none(load, rows, parquet):
+def test_a_missing_val_split_is_created_by_class(load, rows, parquet):
     data = parquet({"train": rows["train"]})
     with pytest.raises(InputError, match="no val split.*--split-by product_id"):
         load(data)
@@ -204,72 +236,94 @@ def test_val_is_cut_off_by_class_where_there_is_none(load, rows, parquet):
 
 
 BAD = {
-    "outside": (dict(bbox=[100, 100, 4000, 10]), "reaches outside"),
-    "negative": (dict(bbox=[-5, 0, 50, 50]), "reaches outside"),
+    "outside": (dict(bbox=[100, 100, 4000, 10]), "extends outside"),
+    "negative": (dict(bbox=[-5, 0, 50, 50]), "extends outside"),
     "no area": (dict(bbox=[0, 0, 0, 50]), "no area"),
     "length": (dict(bbox=[1, 2, 3]), "3 numbers"),
     "no box": (dict(bbox=None), "no box"),
     "no image": (dict(image=None), "unreadable image"),
-    "not an image": (dict(image={"bytes": b"hello", "path": None}), "unreadable image"),
+    "not an image": (dict(image=stored(b"hello")), "unreadable image"),
     "no category": (dict(category=None), "no category"),
     "blank category": (dict(category="  "), "no category"),
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_row_stops_or_is_left_out(load, rows, parquet, cache, name):
-    change, words = BAD[name]
-    data = parquet(dict(rows, train=[*rows["train"][:7], dict(rows["train"][7], **change), *rows["train"][8:]]))
+@pytest.fixture
+def with_bad_row(rows, parquet):
+    """A function that writes data in which row 7 of train is changed."""
+
+    def with_bad_row(change):
+        return parquet(dict(rows, train=[*rows["train"][:7], dict(rows["train"][7], **change), *rows["train"][8:]]))
+
+    return with_bad_row
+
+
+@pytest.mark.parametrize(("change", "words"), BAD.values(), ids=BAD)
+def test_a_bad_row_is_an_error(load, with_bad_row, change, words):
     with pytest.raises(InputError, match=rf"(?s)1 of \d+ train rows.*--bad-rows skip.*row 7 .*{words}"):
-        load(data)
-    train, val = load(data, bad_rows="skip")
+        load(with_bad_row(change))
+
+
+@pytest.mark.parametrize(("change", "words"), BAD.values(), ids=BAD)
+def test_a_bad_row_can_be_left_out(load, rows, with_bad_row, parquet, change, words):
+    """The other rows keep their pixels and labels."""
+    train, val = load(with_bad_row(change), bad_rows="skip")
     good_train, good_val = load(parquet(rows, "good"))
-    assert len(train) == len(good_train) - 1 and len(val) == len(good_val)
     (problem,) = train.problems
-    assert (problem["split"], problem["row"], problem["id"]) == ("train", 7, rows["train"][7]["image_id"])
-    assert words in problem["reason"] and words in Path(cache, "bad_rows.csv").read_text()
-    gone = good_train.ids()["image_id"].index(rows["train"][7]["image_id"])
-    kept = np.delete(np.arange(len(good_train)), gone)
-    images = train.batch(np.arange(len(train)), torch.device("cpu"))[0]
-    np.testing.assert_array_equal(images, good_train.batch(kept, torch.device("cpu"))[0])
+    bad = rows["train"][7]["image_id"]
+    assert (problem["split"], problem["row"], problem["id"]) == ("train", 7, bad) and words in problem["reason"]
+    kept = np.delete(np.arange(len(good_train)), good_train.ids()["image_id"].index(bad))
+    assert len(train) == len(kept) and len(val) == len(good_val)
+    images, _, labels = train.batch(np.arange(len(train)), CPU)
+    np.testing.assert_array_equal(images, good_train.batch(kept, CPU)[0])
+    np.testing.assert_array_equal(labels, good_train.labels[kept])
     assert torch.equal(train[20][0], good_train[int(kept[20])][0])
-    np.testing.assert_array_equal(train.labels, good_train.labels[kept])
+
+
+def test_bad_rows_are_listed_in_a_file(load, rows, with_bad_row, tmp_path):
+    data = with_bad_row(dict(bbox=[0, 0, 0, 50]))
+    with pytest.raises(InputError, match="bad_rows.csv"):
+        load(data, cache=str(tmp_path / "cache"))
+    (listed,) = csv.DictReader((tmp_path / "cache" / "bad_rows.csv").read_text().splitlines())
+    assert (listed["split"], listed["row"], listed["id"]) == ("train", "7", rows["train"][7]["image_id"])
+    assert "no area" in listed["reason"]
 
 
 def test_a_truncated_photo_is_a_bad_row(load, rows, parquet):
     half = rows["val"][2]["image"]["bytes"][:3000]
-    val = [*rows["val"][:2], dict(rows["val"][2], image={"bytes": half, "path": None}), *rows["val"][3:]]
+    val = [*rows["val"][:2], dict(rows["val"][2], image=stored(half)), *rows["val"][3:]]
     with pytest.raises(InputError, match="row 2 .*unreadable image"):
         load(parquet(dict(rows, val=val)))
 
 
-def test_a_folder_that_is_not_there(load, tmp_path):
-    with pytest.raises(InputError, match="no such folder"):
+def test_a_missing_folder(load, tmp_path):
+    with pytest.raises(InputError, match="no such file or folder"):
         load(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match="neither Parquet files nor images"):
         load(str(tmp_path))
 
 
-def test_a_missing_column_is_named_beside_those_that_are_there(load, rows, parquet):
-    data = parquet({k: [{n: v for n, v in row.items() if n != "category"} for row in r] for k, r in rows.items()})
-    with pytest.raises(InputError, match="lacks category; its columns are image_id, image, mask, bbox"):
+def test_the_error_for_a_missing_column_lists_the_columns(load, rows, parquet):
+    with pytest.raises(InputError, match="category.*image_id, image, mask, bbox"):
+        load(parquet({split: without(rows[split], "category") for split in rows}))
+
+
+def test_data_without_boxes_is_for_whole_images(load, rows, parquet):
+    data = parquet({split: without(rows[split], "bbox") for split in rows})
+    with pytest.raises(InputError, match="bbox.*leave out --crop"):
         load(data)
-    without_box = parquet({k: [{n: v for n, v in r.items() if n != "bbox"} for r in rs] for k, rs in rows.items()}, "b")
-    with pytest.raises(InputError, match="lacks bbox.*without --crop"):
-        load(without_box)
-    assert len(load(without_box, crop=False)[0]) == 60
+    assert len(load(data, crop=False)[0]) == 60
 
 
 def test_rows_without_ids_are_known_by_their_number(load, rows, parquet):
-    bare = {k: [{n: row[n] for n in ("image", "category", "bbox")} for row in r] for k, r in rows.items()}
-    train, val = load(parquet(bare))
+    train, val = load(parquet({split: without(rows[split], *ID_COLUMNS) for split in rows}))
     dropped = [i for i, row in enumerate(rows["train"]) if row["category"].lower() == "vase"]
     assert train.ids()["image_id"] == [str(i) for i in range(len(rows["train"])) if i not in dropped]
     assert val.ids()["product_id"] == [""] * len(val)
 
 
 def test_full_and_crop_never_share_an_array(load, rows, parquet, tmp_path):
-    """Rows without any box look alike to both."""
+    """Rows without boxes are otherwise the same for both."""
     data = parquet(dict(rows, val=[dict(row, bbox=None) for row in rows["val"]]))
     load(data, crop=False, cache=str(tmp_path / "cache"))
     with pytest.raises(InputError, match="no box"):
@@ -278,29 +332,36 @@ def test_full_and_crop_never_share_an_array(load, rows, parquet, tmp_path):
 
 
 def test_val_may_lack_a_column_that_is_not_needed(load, rows, parquet):
-    bare = {"train": rows["train"], "val": [{n: r[n] for n in ("image", "category", "bbox")} for r in rows["val"]]}
-    assert load(parquet(bare))[1].ids()["product_id"] == [""] * len(rows["val"])
-    nobox = {"train": rows["train"], "val": [{n: r[n] for n in ("image", "category")} for r in rows["val"]]}
-    with pytest.raises(InputError, match="(?s)24 of 24 val rows cannot be used.*no box"):
-        load(parquet(nobox, "nobox"))
+    _, val = load(parquet(dict(rows, val=without(rows["val"], *ID_COLUMNS))))
+    assert val.ids()["product_id"] == [""] * len(rows["val"])
+
+
+def test_val_without_the_column_of_boxes_has_bad_rows(load, rows, parquet):
+    with pytest.raises(InputError, match="(?s)24 of 24 val rows .*no box"):
+        load(parquet(dict(rows, val=without(rows["val"], "bbox"))))
 
 
 def test_a_column_that_holds_no_images(load, rows, parquet):
-    with pytest.raises(InputError, match="column image of train holds no images"):
+    with pytest.raises(InputError, match="column image of train must contain images"):
         load(parquet({split: [dict(row, image=7) for row in split_rows] for split, split_rows in rows.items()}))
 
 
 def test_numbers_as_categories():
-    """A ClassLabel column as the Hub has them; -1 is its word for no label."""
+    """A ClassLabel column, as on the Hub; -1 means no label."""
     features = datasets.Features({"category": datasets.ClassLabel(names=["Big Sofa", "Lamp"])})
     table = datasets.Dataset.from_dict({"category": [1, 0, -1, None]}, features=features)
     assert clean_categories(table) == ["lamp", "big_sofa", None, None]
 
 
+def read_metadata(image_folder):
+    path = Path(image_folder, "val", "metadata.jsonl")
+    return path, [json.loads(line) for line in path.read_text().splitlines()]
+
+
 METADATA = {
     "broken": ('{"file_name": ', "cannot be read"),
-    "no file_name": ('{"name": "a.jpg"}', "lacks the column file_name; it has name"),
-    "another folder": ('{"file_name": "elsewhere/a.jpg"}', "names none of the images"),
+    "no file_name": ('{"name": "a.jpg"}', "no column file_name; its columns are name"),
+    "another folder": ('{"file_name": "elsewhere/a.jpg"}', "lists none of the images"),
 }
 
 
@@ -312,24 +373,26 @@ def test_metadata_that_does_not_fit(load, image_folder, name):
         load(image_folder)
 
 
-def test_metadata_twice_for_a_file_and_ids_that_look_like_numbers(load, image_folder):
-    path = Path(image_folder, "val", "metadata.jsonl")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    for i, line in enumerate(lines):
-        line["product_id"] = f"{i:06}"
-    path.write_text("\n".join(map(json.dumps, lines)))
+def test_numeric_ids_stay_strings(load, image_folder):
+    path, lines = read_metadata(image_folder)
+    numbered = [line | {"product_id": f"{i:06}"} for i, line in enumerate(lines)]
+    path.write_text("\n".join(map(json.dumps, numbered)))
     assert sorted(load(image_folder)[1].ids()["product_id"]) == [f"{i:06}" for i in range(len(lines))]
+
+
+def test_metadata_names_a_file_once(load, image_folder):
+    path, lines = read_metadata(image_folder)
     path.write_text("\n".join(map(json.dumps, [*lines, lines[0]])))
-    with pytest.raises(InputError, match="twice"):
+    with pytest.raises(InputError, match=f"{re.escape(lines[0]['file_name'])} more than once"):
         load(image_folder)
 
 
 def test_a_class_without_train_rows(load, rows, parquet):
-    with pytest.raises(InputError, match="val has rows of ottoman, a class without train rows"):
+    with pytest.raises(InputError, match="val has classes without train rows: ottoman"):
         load(parquet(dict(rows, val=[dict(rows["val"][0], category="Ottoman"), *rows["val"][1:]])))
 
 
-def test_a_parquet_file_that_is_none(load, tmp_path):
+def test_an_invalid_parquet_file(load, tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"hello")
     with pytest.raises(InputError, match="cannot be read"):
         load(str(tmp_path))
@@ -337,24 +400,85 @@ def test_a_parquet_file_that_is_none(load, tmp_path):
 
 @pytest.fixture
 def silent_server():
-    """A server that accepts and never answers."""
+    """A server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_the_hub_out_of_reach(load, monkeypatch, silent_server):
-    hub_id = "Nfiniteai/product-masks-sample-that-no-cache-has"
-    assert not reachable(silent_server, seconds=0.5)
-    for endpoint in ("http://127.0.0.1:9", silent_server):
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-        with pytest.raises(InputError, match="Hub cannot be reached.*--data sample"):
-            load(hub_id)
-    assert not huggingface_hub.constants.HF_HUB_OFFLINE, "the setting is put back"
+def test_a_server_that_does_not_answer_is_out_of_reach(silent_server):
+    assert not reachable(silent_server, seconds=0.2)
 
 
-def test_item_and_batch_agree(load):
-    train: ClassificationDataset = load("sample")[0]
-    loader = torch.utils.data.DataLoader(train, batch_size=2, sampler=[7, 1], num_workers=1)
-    images, labels = next(iter(loader))
-    assert torch.equal(images[0], train[7][0]) and labels.tolist() == train.labels[[7, 1]].tolist()
-    assert Path(train.pixels.filename).suffix == ".npy", "mapped from the file, not in memory"
+def assert_an_unknown_hub_id_is_refused(load):
+    with pytest.raises(InputError, match="Hub cannot be reached.*--data sample"):
+        load("Nfiniteai/product-masks-sample-that-no-cache-has")
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE, "the setting is restored"
+
+
+def test_an_unreachable_hub(load, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert_an_unknown_hub_id_is_refused(load)
+
+
+@pytest.mark.slow
+def test_a_hub_that_never_responds(load, monkeypatch, silent_server):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", silent_server)
+    assert_an_unknown_hub_id_is_refused(load)
+
+
+# Decoding in advance -------------------------------------------------------------------------------------------------
+
+
+def test_results_come_in_the_order_of_the_items():
+    """Even if later items are ready earlier."""
+
+    def wait(seconds):
+        time.sleep(seconds)
+        return seconds
+
+    seconds = [0.05, 0.0, 0.02, 0.0, 0.01]
+    for ahead in (0, 1, 3, 100):
+        assert list(map_ahead(wait, seconds, ahead=ahead)) == seconds
+    assert list(map_ahead(wait, [], ahead=3)) == []
+
+
+@pytest.mark.parametrize("ahead", [1, 4, 16])
+def test_items_are_taken_as_they_are_needed(ahead):
+    """So the encoded images of a large data set are never all in memory."""
+    taken = []
+
+    def items():
+        for i in range(200):
+            taken.append(i)
+            yield i
+
+    for i, result in enumerate(map_ahead(str, items(), ahead=ahead)):
+        assert result == str(i)
+        assert len(taken) <= i + 1 + ahead + 1
+    assert len(taken) == 200
+
+
+def test_results_are_computed_in_advance():
+    started = []
+    results = map_ahead(started.append, range(100), ahead=10)
+    assert started == [], "nothing is computed before the first result is asked for"
+    next(results)
+    assert len(started) <= 11
+    results.close()
+    assert len(started) == 11, "those in progress are finished, and no more are started"
+
+
+def test_an_exception_is_raised_where_its_result_would_be():
+    results = map_ahead(lambda x: 1 / x, [1, 2, 0, 4], ahead=8)
+    assert [next(results), next(results)] == [1, 0.5]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_an_exception_of_the_items_is_raised():
+    def items():
+        yield 1
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(map_ahead(str, items(), ahead=8))

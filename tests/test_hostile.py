@@ -1,86 +1,39 @@
-"""Images, boxes and categories as the world really has them."""
+"""Unusual images, boxes and categories that occur in real data."""
 
-import io
 import math
-import struct
-import zlib
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from common.config import InputError, TrainConfig
-from common.crop import box_problem, crop_image, grow_box
-from common.data import load_splits
-from common.sources import clean_category
+from common.data.crop import box_problem, crop_image, grow_box
+from common.data.dataset import load_splits
+from common.data.sources import clean_category
+from tests.helpers import READABLE, UNREADABLE, photo
 
 
-def encoded(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An image folder of one class, with readable and unreadable files of all kinds in both splits."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for split in ("train", "val"):
+        (folder / split / "thing").mkdir(parents=True)
+        for name, make in {**READABLE, **UNREADABLE}.items():
+            (folder / split / "thing" / name).write_bytes(make())
+    return str(folder)
 
 
-def photo(width=40, height=30):
-    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise)
-
-
-def bomb():
-    """A PNG of 60,000 x 60,000 pixels in a hundred bytes."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
-    )
-
-
-def exif(orientation):
-    tags = Image.Exif()
-    tags[0x0112] = orientation
-    return encoded(photo(), "JPEG", exif=tags)
-
-
-GOOD = {
-    "cmyk.jpg": lambda: encoded(photo().convert("CMYK"), "JPEG"),
-    "grey.jpg": lambda: encoded(photo().convert("L"), "JPEG"),
-    "16bit.png": lambda: encoded(Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50), "PNG"),
-    "palette.png": lambda: encoded(photo().convert("P"), "PNG", transparency=3),
-    "alpha.png": lambda: encoded(photo().convert("RGBA"), "PNG"),
-    "animated.gif": lambda: encoded(photo(), "GIF", save_all=True, append_images=[photo().rotate(90)]),
-    "photo.webp": lambda: encoded(photo(), "WEBP"),
-    "a_png_named.jpg": lambda: encoded(photo(), "PNG"),
-    "1x1.png": lambda: encoded(photo(1, 1), "PNG"),
-    "1x5000.png": lambda: encoded(photo(1, 5000), "PNG"),
-    "5000x1.jpg": lambda: encoded(photo(5000, 1), "JPEG"),
-    **{f"exif{i}.jpg": lambda i=i: exif(i) for i in range(1, 9)},
-}
-BAD = {
-    "truncated.jpg": lambda: encoded(photo(), "JPEG")[:700],
-    "truncated.png": lambda: encoded(photo(), "PNG")[:1000],
-    "empty.jpg": lambda: b"",
-    "text.jpg": lambda: b"this is no image\n",
-    "bomb.png": bomb,
-}
+def test_unreadable_images_are_counted(folder, cache):
+    with pytest.raises(InputError, match=f"{len(UNREADABLE)} of {len(READABLE) + len(UNREADABLE)} train rows"):
+        load_splits(TrainConfig(data=folder, cache=cache, image_size=16))
 
 
 @pytest.mark.parametrize("fit", ["squash", "pad"])
-def test_hostile_images(tmp_path, fit):
-    for split in ("train", "val"):
-        (tmp_path / split / "thing").mkdir(parents=True)
-        for name, make in {**GOOD, **BAD}.items():
-            (tmp_path / split / "thing" / name).write_bytes(make())
-    options = dict(data=str(tmp_path), cache=str(tmp_path / "cache"), image_size=16, fit=fit)
-    with pytest.raises(InputError, match=f"{len(BAD)} of {len(GOOD) + len(BAD)} train rows cannot be used"):
-        load_splits(TrainConfig(**options))
-    train, val = load_splits(TrainConfig(**options, bad_rows="skip"))
-    assert {problem["id"] for problem in train.problems} == {f"thing/{name}" for name in BAD}
-    assert train.ids()["image_id"] == sorted(f"thing/{name}" for name in GOOD) and len(val) == len(GOOD)
+def test_readable_images_are_read_and_the_others_left_out(folder, cache, fit):
+    train, val = load_splits(TrainConfig(data=folder, cache=cache, image_size=16, fit=fit, bad_rows="skip"))
+    assert {problem["id"] for problem in train.problems} == {f"thing/{name}" for name in UNREADABLE}
+    assert train.ids()["image_id"] == sorted(f"thing/{name}" for name in READABLE) and len(val) == len(READABLE)
     assert all(math.isfinite(value) for value in train[0][0].flatten().tolist())
 
 
@@ -94,7 +47,7 @@ numbers = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.none(), st.lists(numbers, max_size=6)), st.integers(1, 60), st.integers(1, 60))
 def test_a_box_is_refused_or_gives_a_crop(bbox, width, height):
-    """Whatever the box: it is named as wrong, or its crop lies in the image and has the size asked for."""
+    """Any box is either reported as invalid, or its crop lies within the image and has the requested size."""
     if box_problem(bbox, width, height) is None:
         left, top, right, bottom = grow_box(bbox, 0.1, width, height)
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
@@ -121,8 +74,6 @@ def test_categories_of_any_script(name):
 
 
 def test_one_class_only(rows, parquet, cache):
-    one = {
-        split: [row for row in split_rows if row["category"].lower() == "chair"] for split, split_rows in rows.items()
-    }
-    train, val = load_splits(TrainConfig(data=parquet(one), cache=cache, image_size=16))
+    chairs = {split: [row for row in rows[split] if row["category"].lower() == "chair"] for split in rows}
+    train, val = load_splits(TrainConfig(data=parquet(chairs), cache=cache, image_size=16))
     assert train.classes == ["chair"] and set(val.labels.tolist()) == {0}

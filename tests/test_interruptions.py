@@ -1,153 +1,189 @@
-"""Requests to stop, full disks, missing memory, and any number of processes, each with the real script."""
+"""Requests to stop, full disks, missing memory: each ends with a message, and the run can be resumed."""
 
-import csv
-import json
 import os
+import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from contextlib import contextmanager
 
+import psutil
 import pytest
 from accelerate import Accelerator
+from torch import nn
 
-from common.data import load_splits
+import common.train
+import train_custom_vit
+from common.config import Interrupted
+from common.data.dataset import load_splits
 from common.launch import StopRequest
-from common.sources import clean_category
-from tests.conftest import wait_for
-from train_custom_vit import Config
+from tests.helpers import (
+    config_of,
+    error_message,
+    exit_code,
+    fork,
+    fork_script,
+    log_length,
+    main,
+    read_json,
+    results,
+    signal_at,
+    wait_for,
+)
 
-ROOT = Path(__file__).parent.parent
+resource = pytest.importorskip("resource", reason="limits of a process need Unix")
 SCRIPT = "train_custom_vit"
-SMALL = "--image-size 32 --dim 32 --depth 2 --num-heads 4 --stem patch --crop --augment strong --batch-size 12"
+MORE = "--crop --augment strong --batch-size 12"
 
 
-def command(folder, cache, more=""):
-    line = f"--data sample --limit 48 {SMALL} --cache {cache} --out {folder} {more}"
-    return [sys.executable, f"{SCRIPT}.py", *line.split()]
+# Requests to stop ----------------------------------------------------------------------------------------------------
 
 
-def launch(command, **env):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, **env}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+@pytest.mark.parametrize("number", StopRequest.SIGNALS)
+def test_a_stopped_run_is_resumed_exactly(train, monkeypatch, tmp_path, number):
+    uninterrupted = train(SCRIPT, "uninterrupted", MORE)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="step 2 of 8.*--resume"):
+        patch.setattr(common.train, "train_step", signal_at(2, number))
+        train(SCRIPT, "parts", MORE)
+    train(SCRIPT, "parts", f"{MORE} --resume")
+    assert results(tmp_path / "parts") == results(uninterrupted)
 
 
-def results(folder):
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    log = [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
-    return (folder / "model.safetensors").read_bytes(), (folder / "predictions.csv").read_bytes(), log
+def test_a_signal_is_recorded_and_the_next_one_is_the_systems():
+    def handlers():
+        return [signal.getsignal(number) for number in StopRequest.SIGNALS]
 
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_to_stop_saves_a_checkpoint(tmp_path, cache, number):
-    more = "--epochs 40"
-    assert launch(command(tmp_path / "whole", cache, more)).returncode == 0
-    started = subprocess.Popen(command(tmp_path / "parts", cache, more), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "parts" / "log.jsonl"
-    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) >= 3)
-    started.send_signal(number)
-    errors = started.communicate(timeout=60)[1]
-    assert started.returncode == 75 and "Traceback" not in errors
-    assert "go on with the same command and --resume" in errors
-    done = launch(command(tmp_path / "parts", cache, more + " --resume"))
-    assert done.returncode == 0 and "from step 0" not in done.stdout
-    assert results(tmp_path / "parts") == results(tmp_path / "whole")
-
-
-def test_a_second_ctrl_c_stops_at_once_and_keeps_the_last_checkpoint(tmp_path, cache):
-    """The first is answered when the step ends; steps here take many seconds."""
-    slow = "--dim 512 --depth 12 --patch-size 2 --batch-size 48 --epochs 100"
-    started = subprocess.Popen(command(tmp_path / "run", cache, slow), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    wait_for((tmp_path / "run" / "run.json").exists)
-    time.sleep(1)
-    started.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    started.send_signal(signal.SIGINT)
-    errors = started.communicate(timeout=60)[1]
-    assert started.returncode == 130 and errors.endswith("interrupted\n") and "Traceback" not in errors
-
-
-def test_nobody_listens_any_more_when_the_training_has_ended():
-    """A thread left alone frees its tensors while the interpreter ends, which aborts one stopped run in twenty."""
+    before = handlers()
     with StopRequest(Accelerator(cpu=True)) as stop:
-        assert stop.listener.is_alive()
-    assert not stop.listener.is_alive()
+        assert signal.SIG_DFL not in handlers() and not stop.agreed(together=True)
+        signal.raise_signal(signal.SIGTERM)
+        assert handlers() == [signal.SIG_DFL] * 2, "which ends the process at once"
+        assert stop.received and stop.agreed(together=False)
+    assert handlers() == before, "the handlers are restored when training has ended"
 
 
-def test_each_val_row_once_on_any_number_of_processes(tmp_path, rows, parquet):
-    copies = [dict(row, image_id=f"{row['image_id']}-{copy}") for copy in range(7) for row in rows["val"]]
-    kinds = {clean_category(row["category"]) for row in rows["val"]}
-    train = [row for row in rows["train"] if clean_category(row["category"]) in kinds]
-    data = parquet({"train": train, "val": copies[:151]})
-    seen = []
-    for count in (1, 2, 3, 4):
-        out = tmp_path / str(count)
-        line = f"--data {data} {SMALL} --cache {tmp_path / 'cache'} --out {out} --epochs 1".split()
-        run = ["torchrun", "--standalone", "--nproc_per_node", str(count), f"{SCRIPT}.py", *line]
-        done = launch(run, ACCELERATE_USE_CPU="1")
-        assert done.returncode == 0, done.stderr
-        with open(out / "predictions.csv", newline="") as file:
-            predictions = list(csv.DictReader(file))
-        assert len(predictions) == 151 == len({row["image_id"] for row in predictions})
-        metrics = json.loads((out / "metrics.json").read_text())
-        same = {name: metrics[name] for name in ("n", "accuracy", "precision", "recall", "f1", "macro_f1")}
-        seen.append((same, [(row["image_id"], row["prediction"]) for row in predictions]))
-    assert seen[0] == seen[1] == seen[2] == seen[3]
+def test_signal_handlers_are_restored_after_an_error():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ZeroDivisionError), StopRequest(Accelerator(cpu=True)):
+        1 / 0  # noqa: B018
+    assert signal.getsignal(signal.SIGINT) == before
 
 
-def limited(which, value, argv):
-    """The script in a process with a resource limit: a disk or a memory that is full."""
-    code = (
-        f"import resource, runpy, sys; resource.setrlimit(resource.{which}, ({value}, {value}));"
-        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    return [sys.executable, "-c", code, *argv[1:]]
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, cache):
+    """The results of a long run: 160 steps of a few milliseconds."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return results(main(SCRIPT, long_run(folder, cache)))
 
 
-def test_a_full_disk(tmp_path, cache):
-    """Files may grow to 64 KB: enough for the log, too little for a checkpoint; later the disk has room again."""
-    load_splits(Config(data="sample", limit=48, cache=cache, image_size=32, crop=True))
-    argv = command(tmp_path / "run", cache, "--epochs 1")
-    done = launch(limited("RLIMIT_FSIZE", 65_536, argv))
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "error: File too large" in done.stderr
-    assert launch([*argv, "--resume"]).returncode == 0
+def long_run(folder, cache):
+    line = f"--data sample --limit 48 --image-size 32 --dim 32 --depth 2 --num-heads 4 {MORE} --epochs 40"
+    return f"{line} --cache {cache} --out {folder}".split()
 
 
-def test_a_full_disk_under_the_cache(tmp_path):
-    argv = command(tmp_path / "run", tmp_path / "cache", "--epochs 1")
-    done = launch(limited("RLIMIT_FSIZE", 65_536, argv))
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "error: File too large" in done.stderr
+@pytest.mark.slow
+@pytest.mark.parametrize("number", StopRequest.SIGNALS)
+def test_a_process_that_is_asked_to_stop_saves_a_checkpoint(uninterrupted, tmp_path, cache, number):
+    argv, output = long_run(tmp_path / "run", cache), tmp_path / "output.txt"
+    [process] = fork_script(SCRIPT, argv, output=output)
+    wait_for(lambda: log_length(tmp_path / "run") >= 3)
+    os.kill(process.pid, number)
+    assert exit_code([process]) == 75
+    assert "Traceback" not in output.read_text() and "--resume" in output.read_text().splitlines()[-1]
+    assert exit_code(fork_script(SCRIPT, [*argv, "--resume"], output=output)) == 0
+    assert output.read_text().count("from step 0,") == 1, "the second time it starts from the checkpoint"
+    assert results(tmp_path / "run") == uninterrupted
+
+
+def endless_step(argv, entered):
+    """Runs the script with steps that take an hour."""
+
+    def hour(*args):
+        entered.write_text("")
+        end = time.monotonic() + 3600
+        while time.monotonic() < end:
+            time.sleep(1)
+
+    common.train.train_step = hour
+    main(SCRIPT, argv)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", StopRequest.SIGNALS)
+def test_a_second_signal_ends_the_process_at_once(uninterrupted, monkeypatch, tmp_path, cache, number):
+    """The first would take effect at the end of the step, which never ends here. The last checkpoint is kept."""
+    argv = long_run(tmp_path / "run", cache)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(common.train, "train_step", signal_at(50, signal.SIGTERM))
+        main(SCRIPT, argv)
+    checkpoint = (tmp_path / "run" / "checkpoint" / "last.pt").read_bytes()
+    [process] = fork(endless_step, [*argv, "--resume"], tmp_path / "in the step")
+    wait_for((tmp_path / "in the step").exists)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert process.is_alive(), "the step is not interrupted"
+    os.kill(process.pid, number)
+    assert exit_code([process], seconds=10) == -number
+    assert (tmp_path / "run" / "checkpoint" / "last.pt").read_bytes() == checkpoint
+    assert results(main(SCRIPT, [*argv, "--resume"])) == uninterrupted
+
+
+# Resources that run out ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def limit(which, value):
+    """Limits the disk space or memory of this process."""
+    soft, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (value, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(which, (soft, hard))
+
+
+def test_a_full_disk(options, train, tmp_path):
+    """Files are limited to 64 KB, enough for the log but not for a checkpoint; later the disk has space again."""
+    argv = options(SCRIPT, more=MORE)
+    load_splits(config_of(SCRIPT, argv))
+    with limit(resource.RLIMIT_FSIZE, 65_536):
+        assert error_message(SCRIPT, argv).startswith("error: File too large")
+    assert results(train(SCRIPT, more=f"{MORE} --resume")) == results(train(SCRIPT, "uninterrupted", MORE))
+
+
+def test_a_full_disk_under_the_cache(options, tmp_path):
+    argv = options(SCRIPT, more=f"--cache {tmp_path / 'cache'}")
+    with limit(resource.RLIMIT_FSIZE, 65_536):
+        assert error_message(SCRIPT, argv).startswith("error: File too large")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["content"], "nothing half-written is left"
 
 
-def test_out_of_memory(tmp_path, cache):
-    """The first layer's output has 12 GB."""
-    line = f"--data sample --limit 48 --image-size 32 --blocks 60000k1p32 --batch-size 48 --out {tmp_path / 'run'}"
-    argv = [sys.executable, "train_custom_cnn.py", *line.split(), "--cache", cache]
-    done = launch(limited("RLIMIT_AS", 9 * 2**30, argv))
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "out of memory with --batch-size 48 in 1 pieces: --accumulate 2" in done.stderr
+def test_out_of_memory(options):
+    """The output of the first layer has 12 GB."""
+    argv = options("train_custom_cnn", more="--blocks 60000k1p32 --hidden 0 --batch-size 48")
+    with limit(resource.RLIMIT_AS, psutil.Process().memory_info().vms + 3 * 2**30):
+        message = error_message("train_custom_cnn", argv)
+    assert re.search("out of memory.*--batch-size 48.*raise --accumulate", message), message
 
 
-def test_batch_norm_with_nothing_to_take_the_mean_of(tmp_path, cache):
-    """Pieces of one image, of which the last layers leave one pixel."""
-    line = f"--data sample --limit 48 --image-size 16 --batch-size 8 --accumulate 8 --cache {cache} --out {tmp_path}"
-    done = launch([sys.executable, "train_custom_cnn.py", *line.split()])
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "batch norm is left with one value to take the mean of: raise --batch-size" in done.stderr
+def test_batch_norm_with_one_value_per_channel(options):
+    """Each piece is a single image, which the last layers reduce to one pixel."""
+    argv = options("train_custom_cnn", more="--image-size 16 --blocks 8s4-bn,8s4-bn --batch-size 8 --accumulate 8")
+    message = error_message("train_custom_cnn", argv)
+    assert re.search("batch norm.*--batch-size", message), message
 
 
-def test_a_run_folder_that_cannot_be_made(tmp_path, cache):
+# Files that are missing or broken ------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_that_cannot_be_made(options, tmp_path):
     (tmp_path / "file").write_text("")
-    done = launch(command(tmp_path / "file" / "run", cache))
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "cannot be made" in done.stderr
+    message = error_message(SCRIPT, options(SCRIPT, "file/run"))
+    assert str(tmp_path / "file" / "run") in message and "--out" in message
 
 
 def test_a_deleted_part_of_the_cache_is_made_again(tmp_path):
-    config = Config(data="sample", limit=20, cache=str(tmp_path), image_size=16)
+    config = config_of(SCRIPT, f"--data sample --limit 20 --cache {tmp_path} --image-size 16".split())
     before = load_splits(config)[1].pixels[:].copy()
     for file in list(tmp_path.glob("*/pixels.npy")):
         file.unlink()
@@ -156,8 +192,31 @@ def test_a_deleted_part_of_the_cache_is_made_again(tmp_path):
     assert (load_splits(config)[1].pixels == before).all()
 
 
-def test_a_broken_checkpoint(tmp_path, cache):
-    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
-    (tmp_path / "run" / "checkpoint" / "last.pt").write_bytes(b"hello")
-    done = launch(command(tmp_path / "run", cache, "--resume"))
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "last.pt cannot be read" in done.stderr
+@pytest.mark.parametrize("content", [b"hello", b""])
+def test_a_broken_checkpoint(options, tmp_path, content):
+    (tmp_path / "out" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoint" / "last.pt").write_bytes(content)
+    message = error_message(SCRIPT, options(SCRIPT, more="--resume"))
+    assert re.search(f"last.pt.*checkpoint.*{tmp_path / 'out'}", message), message
+
+
+def test_code_that_was_changed_between_stop_and_resume(train, options, monkeypatch):
+    """The weights of the checkpoint do not fit the model of today."""
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(common.train, "train_step", signal_at(2, signal.SIGTERM))
+        train(SCRIPT)
+    build_model = train_custom_vit.build_model
+    monkeypatch.setattr(train_custom_vit, "build_model", lambda *a, **k: nn.Sequential(build_model(*a, **k)))
+    message = error_message(SCRIPT, options(SCRIPT, more="--resume"))
+    assert re.search("checkpoint.*the code has changed.*--out", message), message
+
+
+def test_a_run_whose_log_was_deleted_is_finished(train, monkeypatch, tmp_path):
+    """Stopped after its last step; the best epoch is then unknown but for the last."""
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(common.train, "train_step", signal_at(6, signal.SIGTERM))
+        train(SCRIPT)
+    (tmp_path / "out" / "log.jsonl").unlink()
+    train(SCRIPT, more="--resume")
+    metrics = read_json(tmp_path / "out", "metrics.json")
+    assert metrics["best_epoch"] == {"epoch": 2, "accuracy": metrics["accuracy"]}

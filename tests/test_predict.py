@@ -1,324 +1,455 @@
-"""predict.py and export.py: a finished run, moved elsewhere, gives the same answers again."""
+"""predict.py and export.py: a finished run that was moved gives the same predictions again."""
 
 import csv
-import importlib
 import json
 import os
+import re
 import shutil
-import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 import export
 import predict
-from common import finished
-from common.config import InputError
-from common.finished import read_run
-from tests.conftest import SAMPLE
-from tests.test_hostile import BAD, GOOD
-from tests.test_scripts import SMALL
+from common import run_folder
+from common.config import DataConfig, InputError
+from common.deploy import formats
+from common.deploy.classify import decode_crop
+from common.deploy.inputs import read_inputs
+from common.metrics import METRICS
+from common.run_folder import read_run
+from tests.helpers import READABLE, SAMPLE, SCRIPTS, UNREADABLE, edit_json, encode, photo, read_json, stored
 
-ROOT = Path(__file__).parent.parent
 VAL = str(SAMPLE / "val-00000-of-00001.parquet")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, cache):
-    """A small finished run of each script, and of the CNN one on whole images; each moved after its training."""
-    folder, found = tmp_path_factory.mktemp("runs"), {}
-    for script, variant in [*((script, "--crop") for script in SMALL), ("train_custom_cnn", "")]:
-        out = folder / "before" / f"{script}{variant}"
-        line = f"--data sample --epochs 1 --batch-size 64 --fit pad --margin 0.1 {variant} --cache {cache} --out {out}"
-        importlib.import_module(script).main([*line.split(), *SMALL[script].split()])
-        found[script, variant] = shutil.move(out, folder / out.name)
-    return found
-
-
-@pytest.fixture(scope="module")
-def whole(runs):
-    return str(runs["train_custom_cnn", ""])
-
-
-@pytest.fixture(scope="module")
-def cropped(runs):
-    return str(runs["train_custom_cnn", "--crop"])
+CNN = "train_custom_cnn"
 
 
 @pytest.fixture
-def photos(tmp_path, rows):
-    """Three photos of the sample in a folder, and the boxes of two of them."""
+def whole(finished_run):
+    """The folder of a run on whole images."""
+    return str(finished_run(CNN, ""))
+
+
+@pytest.fixture
+def cropped(finished_run):
+    """The folder of a run on crops."""
+    return str(finished_run(CNN, "--crop"))
+
+
+@pytest.fixture
+def copy(cropped, tmp_path):
+    """A copy of that run, which a test may modify."""
+    return Path(shutil.copytree(cropped, tmp_path / "copy"))
+
+
+@pytest.fixture
+def boxes(rows):
+    """The names of three photos and their boxes in the sample."""
+    return {name: row["bbox"] for name, row in zip(("a.jpg", "b.jpg", "sub/c.jpg"), rows["val"], strict=False)}
+
+
+@pytest.fixture
+def photos(tmp_path, rows, boxes):
+    """A folder of three photos. Beside it, boxes.csv has two boxes of a.jpg, one of sub/c.jpg and none of b.jpg."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
-    boxes = {}
-    for name, row in zip(("a.jpg", "b.jpg", "sub/c.jpg"), rows["val"], strict=False):
+    for name, row in zip(boxes, rows["val"], strict=False):
         (folder / name).write_bytes(row["image"]["bytes"])
-        boxes[name] = row["bbox"]
-    lines = ["file,x,y,width,height", *(f"{name},{','.join(map(str, boxes[name]))}" for name in ("sub/c.jpg", "a.jpg"))]
-    (tmp_path / "boxes.csv").write_text("\n".join([*lines, "a.jpg,0,0,20,20"]))
-    return folder, boxes
+    lines = [f"{name},{','.join(map(str, boxes[name]))}" for name in ("sub/c.jpg", "a.jpg")]
+    (tmp_path / "boxes.csv").write_text("\n".join(["file,x,y,width,height", *lines, "a.jpg,0,0,20,20"]))
+    return folder
 
 
-@pytest.mark.parametrize("key", [(script, "--crop") for script in SMALL] + [("train_custom_cnn", "")])
-def test_the_val_table_gives_the_runs_own_predictions_and_metrics(runs, key, capsys):
-    folder = runs[key]
-    answers = predict.main([str(folder), VAL])
+@pytest.fixture
+def predict_boxes(cropped, photos):
+    """A function that classifies the boxes in boxes.csv."""
+
+    def predict_boxes(*options):
+        return predict.main([cropped, str(photos), "--boxes", str(photos.parent / "boxes.csv"), *map(str, options)])
+
+    return predict_boxes
+
+
+# Predictions ---------------------------------------------------------------------------------------------------------
+
+RUNS = [(script, "--crop") for script in SCRIPTS] + [(CNN, "")]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=" ".join)
+def test_the_val_table_gives_the_runs_own_predictions_and_metrics(finished_run, run, capsys):
+    folder = finished_run(*run)
+    results = predict.main([str(folder), VAL])
     rows = read_run(folder).rows
-    assert [answer["image"] for answer in answers] == rows["image_id"].tolist()
-    assert [answer["category"] for answer in answers] == rows["prediction"].tolist()
-    assert [answer["probability"] for answer in answers] == rows["probability"].tolist(), "to the last digit"
+    assert [result["image"] for result in results] == rows["image_id"].tolist()
+    assert [result["category"] for result in results] == rows["prediction"].tolist()
+    assert [result["probability"] for result in results] == rows["probability"].tolist(), "to the last digit"
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines() if len(line.split()) == 2)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert {name: float(printed[name]) for name in metrics if name != "best_epoch"} == {
-        name: value for name, value in metrics.items() if name != "best_epoch"
-    }
+    metrics = read_json(folder, "metrics.json")
+    del metrics["best_epoch"]
+    assert {name: float(printed[name]) for name in metrics} == metrics
 
 
-def test_files_as_the_terminal_has_them(cropped, photos, tmp_path):
-    """Two boxes in one photo, one photo without a box; CSV, JSON lines and a gallery."""
-    folder, boxes = photos
-    outputs = [tmp_path / name for name in ("found.csv", "found.jsonl", "found.png")]
-    for output in outputs[:2]:
-        line = [cropped, str(folder), "--boxes", str(tmp_path / "boxes.csv"), "--output", str(output), "--top-k", "2"]
-        done = subprocess.run(
-            [sys.executable, "predict.py", *line, "--gallery", str(outputs[2])],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "3 images, 4 crops, 3 classified, 1 not" in done.stdout and "no box" in done.stdout
-    answers = [json.loads(line) for line in outputs[1].read_text().splitlines()]
-    assert [answer["image"] for answer in answers] == ["a.jpg", "a.jpg", "b.jpg", "sub/c.jpg"]
-    assert answers[0]["box"] == boxes["a.jpg"] and answers[1]["box"] == [0, 0, 20, 20]
-    assert answers[2]["error"] == "no box" and answers[2]["category"] is None
-    assert all(len(answer["top"]) == 2 for answer in answers if not answer["error"])
-    with open(outputs[0], newline="") as file:
+def test_each_box_has_a_result_in_json_lines(predict_boxes, boxes, tmp_path, capsys):
+    returned = predict_boxes("--output", tmp_path / "found.jsonl", "--top-k", 2)
+    results = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert results == returned
+    assert [result["image"] for result in results] == ["a.jpg", "a.jpg", "b.jpg", "sub/c.jpg"]
+    assert results[0]["box"] == boxes["a.jpg"] and results[1]["box"] == [0, 0, 20, 20]
+    assert results[2]["error"] == "no box" and results[2]["category"] is None
+    assert [len(result["top"]) for result in results] == [2, 2, 0, 2]
+    assert "3 images: 4 crops, 3 classified, 1 failed" in capsys.readouterr().out
+
+
+def test_each_box_has_a_line_of_csv(predict_boxes, boxes, tmp_path):
+    returned = predict_boxes("--output", tmp_path / "found.csv")
+    with open(tmp_path / "found.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["category"] for row in rows] == [answer["category"] or "" for answer in answers]
-    assert float(rows[0]["width"]) == boxes["a.jpg"][2]
-    with Image.open(outputs[2]) as picture:
+    assert [row["category"] for row in rows] == [result["category"] or "" for result in returned]
+    assert [row["error"] for row in rows] == ["", "", "no box", ""]
+    assert float(rows[0]["width"]) == boxes["a.jpg"][2] and rows[2]["width"] == ""
+    assert rows[0]["top"].startswith(f"{rows[0]['category']} {float(rows[0]['probability']):.4f}; ")
+
+
+def test_a_gallery_shows_the_photos(predict_boxes, tmp_path):
+    predict_boxes("--gallery", tmp_path / "found.png")
+    with Image.open(tmp_path / "found.png") as picture:
         assert picture.width > 600 and picture.convert("L").getextrema() != (255, 255)
 
 
-def test_one_image_with_a_box_is_its_row_of_the_table(cropped, photos):
-    folder, boxes = photos
+def test_one_image_with_a_box_is_its_row_of_the_table(cropped, photos, boxes):
     bbox = ",".join(map(str, boxes["b.jpg"]))
-    (answer,) = predict.main([cropped, str(folder / "b.jpg"), "--bbox", bbox])
+    (result,) = predict.main([cropped, str(photos / "b.jpg"), "--bbox", bbox])
     row = read_run(Path(cropped)).rows.iloc[1]
-    assert answer["category"] == row["prediction"]
-    assert answer["probability"] == pytest.approx(row["probability"], rel=1e-4)
+    assert result["category"] == row["prediction"]
+    assert result["probability"] == pytest.approx(row["probability"], rel=1e-4)
 
 
-def test_sources(whole, cropped, photos, capsys):
-    folder, _ = photos
-    assert len(predict.main([whole, str(folder)])) == 3
-    assert [a["image"] for a in predict.main([whole, f"{folder}/*.jpg"])] == [f"{folder}/a.jpg", f"{folder}/b.jpg"]
-    assert len(predict.main([cropped, str(folder), "--no-box-ok"])) == 3
+def test_folders_and_globs(whole, photos):
+    assert [r["image"] for r in predict.main([whole, str(photos)])] == ["a.jpg", "b.jpg", "sub/c.jpg"]
+    assert [r["image"] for r in predict.main([whole, f"{photos}/*.jpg"])] == [f"{photos}/a.jpg", f"{photos}/b.jpg"]
+
+
+def test_splits_of_tables(whole, capsys):
     assert len(predict.main([whole, str(SAMPLE), "--split", "train"])) == 508
     assert len(predict.main([whole, "sample", "--split", "val"])) == 130
-    assert "trained on whole images: it did not look at the boxes" in capsys.readouterr().out
+    assert f"{whole} was trained on whole images" in capsys.readouterr().out, "boxes are there, and not used"
+
+
+def test_crops_of_images_without_boxes_are_whole_images_if_asked_for(cropped, photos):
+    results = predict.main([cropped, str(photos), "--no-box-ok"])
+    assert all(result["category"] and result["box"] is None for result in results) and len(results) == 3
 
 
 def test_an_image_folder_with_labels(cropped, image_folder):
-    answers = predict.main([cropped, image_folder])
-    assert len(answers) == 24 and all(answer["label"] and answer["box"] for answer in answers)
+    results = predict.main([cropped, image_folder])
+    assert len(results) == 24 and all(result["label"] and result["box"] for result in results)
+
+
+def test_rows_of_the_training_data_are_pointed_out(copy, capsys):
+    config = read_json(copy, "run.json")["config"]
+    edit_json(copy, "run.json", config=config | {"split_by": "product_id"})
+    predict.main([str(copy), VAL])
+    assert "some of these rows may be its training data" in capsys.readouterr().out
+
+
+# Inputs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 64])
+def test_items_are_the_stored_images_and_their_boxes(photos, boxes, at_once):
+    inputs = read_inputs(str(photos), boxes=str(photos.parent / "boxes.csv"))
+    items = list(inputs.items(at_once))
+    assert [Path(stored["path"]).relative_to(photos).as_posix() for stored, _ in items] == inputs.names
+    assert [box for _, box in items] == [boxes["a.jpg"], [0, 0, 20, 20], None, boxes["sub/c.jpg"]]
+
+
+def test_items_of_a_table_are_its_rows(parquet, rows):
+    inputs = read_inputs(parquet({"val": rows["val"]}))
+    items = list(inputs.items(chunk_size=5))
+    assert len(items) == len(inputs) == 24
+    assert [stored["bytes"] for stored, _ in items] == [row["image"]["bytes"] for row in rows["val"]]
+    assert [list(box) for _, box in items] == [row["bbox"] for row in rows["val"]]
+
+
+def test_items_are_read_as_they_are_needed(parquet, rows):
+    inputs, read = read_inputs(parquet({"val": rows["val"]})), []
+    items = replace(inputs, stored=lambda a, b: read.append((a, b)) or inputs.stored(a, b)).items(chunk_size=10)
+    next(items)
+    assert read == [(0, 10)]
+    assert len(list(items)) == 23 and read == [(0, 10), (10, 20), (20, 24)]
+
+
+# Mistakes ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("which", "line", "words"),
     [
-        ("cropped", "{photos}", "comes without boxes.*--no-box-ok"),
-        ("cropped", "{photos} --bbox 1,2,3,4", "--bbox is for a single image"),
-        ("cropped", "{photos}/a.jpg --bbox 1,2,3", "a box is four numbers"),
-        ("cropped", "{photos}/a.jpg --bbox 1,2,3,9999", "none of 1 image could be used.*reaches outside"),
-        ("cropped", "{photos} --boxes {photos}/nope.csv", "nope.csv cannot be read"),
-        ("cropped", "{photos} --boxes {photos}/wrong.csv", "lacks x, y, width, height"),
-        ("cropped", "{photos} --boxes {photos}/typo.csv", "line 2: A.jpg is not among the images, such as a.jpg"),
-        ("cropped", "{photos} --boxes {photos}/letters.csv", "line 2: a box is four numbers"),
-        ("whole", "{photos}/nothing*.png", "no image there"),
-        ("whole", "{photos}/nothing.png", "no image there"),
-        ("whole", "{photos} --split val", "--split val is for tables"),
-        ("whole", "sample --split test", "no split test, but train, validation: choose one"),
+        ("cropped", "{photos}", "--no-box-ok"),
+        ("cropped", "{photos} --bbox 1,2,3,4", "--bbox .*3 images"),
+        ("cropped", "{photos}/a.jpg --bbox 1,2,3", "--bbox: 1,2,3 is not a box"),
+        ("cropped", "{photos}/a.jpg --bbox 1,2,3,9999", "1 image .*9999.*outside"),
+        ("cropped", "{photos} --boxes {photos}/nope.csv", "nope.csv"),
+        ("cropped", "{photos} --boxes {photos}/wrong.csv", "wrong.csv has no column x, y, width, height"),
+        ("cropped", "{photos} --boxes {photos}/typo.csv", "typo.csv, line 2: A.jpg .*a.jpg"),
+        ("cropped", "{photos} --boxes {photos}/letters.csv", "letters.csv, line 2: .*not a box"),
+        ("cropped", "{photos}/a.jpg --bbox 1,2,3,4 --boxes {photos}/wrong.csv", "--bbox and --boxes"),
+        ("whole", "{photos}/nothing*.png", "nothing\\*.png: no image"),
+        ("whole", "{photos}/nothing.png", "nothing.png: no image"),
+        ("whole", "{photos} --split val", "--split val"),
+        ("whole", "sample --split test", "test, .*train, validation.*--split"),
         ("whole", "{photos}/../both", "both Parquet files and images"),
-        ("cropped", "{photos}/../texts.parquet", "column bbox of .* holds no boxes, x, y, width, height"),
-        ("whole", "sample --bbox 1,2,3,4", "boxes of its own"),
+        ("cropped", "{photos}/../texts.parquet", "column bbox of .*texts.parquet"),
+        ("whole", "sample --bbox 1,2,3,4", "sample .*--bbox"),
         ("whole", "nowhere/at-all", "Hub cannot be reached"),
     ],
 )
 def test_mistakes(whole, cropped, photos, which, line, words, monkeypatch):
-    folder, _ = photos
-    (folder / "wrong.csv").write_text("file,left\na.jpg,1\n")
-    (folder / "typo.csv").write_text("file,x,y,width,height\nA.jpg,1,2,3,4\n")
-    (folder / "letters.csv").write_text("file,x,y,width,height\na.jpg,1,2,three,4\n")
-    shutil.copytree(folder, folder.parent / "both")
-    pd.DataFrame({"image": [b""], "bbox": ["1,2,3,4"]}).to_parquet(folder.parent / "texts.parquet")
-    shutil.copy(folder.parent / "texts.parquet", folder.parent / "both")
-    monkeypatch.setattr("common.network.reachable", lambda url: False)
+    (photos / "wrong.csv").write_text("file,left\na.jpg,1\n")
+    (photos / "typo.csv").write_text("file,x,y,width,height\nA.jpg,1,2,3,4\n")
+    (photos / "letters.csv").write_text("file,x,y,width,height\na.jpg,1,2,three,4\n")
+    shutil.copytree(photos, photos.parent / "both")
+    pd.DataFrame({"image": [b""], "bbox": ["1,2,3,4"]}).to_parquet(photos.parent / "texts.parquet")
+    shutil.copy(photos.parent / "texts.parquet", photos.parent / "both")
+    monkeypatch.setattr("common.data.hub.reachable", lambda url: False)
     with pytest.raises(InputError, match=words):
-        predict.main([{"whole": whole, "cropped": cropped}[which], *line.format(photos=folder).split()])
+        predict.main([{"whole": whole, "cropped": cropped}[which], *line.format(photos=photos).split()])
 
 
-def test_hostile_images_do_not_stop_it(whole, tmp_path, capsys):
+@pytest.mark.parametrize("option", ["--output found.txt", "--gallery found.jpg", "--top-k 0", "--output photo.csv"])
+def test_invalid_options(whole, option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        predict.main([whole, "photo.csv", *option.split()])
+    assert stop.value.code == 2 and option.split()[0] in capsys.readouterr().err
+
+
+def test_outputs_that_cannot_be_written_fail_before_the_first_image(whole, photos, capsys):
+    (photos / "file").write_text("")
+    with pytest.raises(OSError):
+        predict.main([whole, str(photos), "--output", str(photos / "file" / "x.csv")])
+    assert "classified" not in capsys.readouterr().out
+
+
+def test_a_folder_in_the_place_of_the_output_is_kept(whole, photos):
+    (photos / "folder.csv").mkdir()
+    with pytest.raises(OSError):
+        predict.main([whole, str(photos), "--output", str(photos / "folder.csv")])
+    assert (photos / "folder.csv").is_dir()
+
+
+# Images and names of any kind ----------------------------------------------------------------------------------------
+
+
+def test_a_crop_has_the_memory_layout_of_the_pixel_array():
+    """A transposed array makes a channels-last batch: other kernels, and logits that differ in the last digits."""
+    crop = decode_crop(stored(encode(photo())), None, DataConfig(image_size=32))
+    assert crop.shape == (3, 32, 32) and crop.flags.c_contiguous
+
+
+def test_unreadable_images_do_not_stop_it(whole, tmp_path, capsys):
     folder = tmp_path / "hostile"
     folder.mkdir()
-    for name, make in {**GOOD, **BAD}.items():
+    for name, make in {**READABLE, **UNREADABLE}.items():
         (folder / name).write_bytes(make())
     (folder / "a_folder.jpg").mkdir()
     os.symlink(folder / "gone", folder / "broken_link.jpg")
-    answers = predict.main([whole, str(folder), "--gallery", str(tmp_path / "found.png")])
-    failed = {answer["image"]: answer["error"] for answer in answers if answer["error"]}
-    assert set(failed) == set(BAD) | {"a_folder.jpg", "broken_link.jpg"} and all(failed.values())
-    assert {answer["image"] for answer in answers if answer["category"]} == set(GOOD)
-    assert f"{len(GOOD)} classified, {len(failed)} not" in capsys.readouterr().out
+    results = predict.main([whole, str(folder), "--gallery", str(tmp_path / "found.png")])
+    failed = {result["image"]: result["error"] for result in results if result["error"]}
+    assert set(failed) == set(UNREADABLE) | {"a_folder.jpg", "broken_link.jpg"} and all(failed.values())
+    assert {result["image"] for result in results if result["category"]} == set(READABLE)
+    assert f"{len(READABLE)} classified, {len(failed)} failed" in capsys.readouterr().out
+
+
+def test_failures_far_down_are_listed(whole, rows, tmp_path, capsys):
+    for i in range(30):
+        (tmp_path / f"{i:02}.jpg").write_bytes(rows["val"][0]["image"]["bytes"] if i != 25 else b"")
+    predict.main([whole, str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "25.jpg" in printed and "empty" in printed and "and 9 more" in printed
 
 
 def test_rows_that_share_an_id_or_have_none_stay_apart(cropped, parquet, rows, tmp_path):
-    """Eight photos, not one with eight boxes; a box that is none has its reason, and no frame."""
+    """Eight photos, not one with eight boxes."""
     copies = [dict(row, image_id=None if i % 2 else "same") for i, row in enumerate(rows["val"][:8])]
-    copies[0]["bbox"], copies[2]["category"] = [1, None, 3, 4], "Spaceship"
-    answers = predict.main([cropped, parquet({"val": copies}), "--gallery", str(tmp_path / "found.png")])
-    assert [answer["image"] for answer in answers] == [
-        name for i in range(0, 8, 2) for name in ("same", f"row {i + 1}")
-    ]
-    assert "not a number" in answers[0]["error"] and answers[0]["box"] == [1, None, 3, 4]
+    results = predict.main([cropped, parquet({"val": copies}), "--gallery", str(tmp_path / "found.png")])
+    names = [name for i in range(0, 8, 2) for name in ("same", f"row {i + 1}")]
+    assert [result["image"] for result in results] == names
     with Image.open(tmp_path / "found.png") as picture:
         assert picture.height > 500, "two lines of photos"
 
 
-def test_names_of_any_kind(whole, rows, tmp_path, capsys):
+def test_an_invalid_box_has_a_reason_and_no_frame(cropped, parquet, rows, tmp_path):
+    table = parquet({"val": [dict(rows["val"][0], bbox=[1, None, 3, 4]), *rows["val"][1:3]]})
+    first, *others = predict.main([cropped, table, "--gallery", str(tmp_path / "found.png")])
+    assert "None" in first["error"] and first["box"] == [1, None, 3, 4]
+    assert all(result["category"] for result in others)
+
+
+def test_labels_that_the_run_does_not_know_are_not_scored(cropped, parquet, rows, capsys):
+    table = parquet({"val": [dict(rows["val"][0], category="Spaceship"), *rows["val"][1:5]]})
+    predict.main([cropped, table])
+    printed = capsys.readouterr().out
+    assert "spaceship" in printed and re.search(r"^n +4$", printed, re.MULTILINE)
+
+
+def test_file_names_of_any_kind(whole, rows, tmp_path, capsys):
     folder = tmp_path / "a [b] ü"
     (folder / "train").mkdir(parents=True)
     photo = rows["val"][0]["image"]["bytes"]
     for name in ("x [1].jpg", "train/ü.jpg", ".hidden.jpg", b"st\xfchl.jpg".decode("utf-8", "surrogateescape")):
         (folder / name).write_bytes(photo)
-    (tmp_path / "val[1].parquet").write_bytes((SAMPLE / "val-00000-of-00001.parquet").read_bytes())
-    answers = predict.main([whole, str(folder), "--output", str(tmp_path / "found.csv")])
-    assert len(answers) == 3 and "st\\udcfchl.jpg" in capsys.readouterr().out
+    results = predict.main([whole, str(folder), "--output", str(tmp_path / "found.csv")])
+    assert len(results) == 3 and "st\\udcfchl.jpg" in capsys.readouterr().out
     assert b"st\xfchl.jpg" in (tmp_path / "found.csv").read_bytes()
+
+
+def test_a_table_whose_name_looks_like_a_glob(whole, tmp_path):
+    shutil.copy(VAL, tmp_path / "val[1].parquet")
     assert len(predict.main([whole, str(tmp_path / "val[1].parquet")])) == 130
 
 
-def test_failures_far_down_are_listed_and_outputs_are_tried_first(whole, rows, tmp_path, capsys):
-    (tmp_path / "many").mkdir()
-    for i in range(30):
-        (tmp_path / "many" / f"{i:02}.jpg").write_bytes(rows["val"][0]["image"]["bytes"] if i != 25 else b"")
-    predict.main([whole, str(tmp_path / "many")])
-    printed = capsys.readouterr().out
-    assert "25.jpg" in printed and "empty" in printed and "and 9 more" in printed
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(OSError):
-        predict.main([whole, str(tmp_path / "many"), "--output", str(tmp_path / "file" / "x.csv")])
-    assert "classified" not in capsys.readouterr().out
-    with pytest.raises(OSError):
-        predict.main([whole, str(tmp_path / "many"), "--output", str(tmp_path / "folder.csv")])
+# Export --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
-@pytest.mark.parametrize("script", SMALL)
-def test_an_exported_model_predicts_the_same(runs, script, kind, tmp_path, capsys):
+def run_pt2(path, images):
+    texts = {"labels.txt": "", "preprocessing.txt": ""}
+    logits = torch.export.load(path, extra_files=texts).module()(torch.from_numpy(images)).detach().numpy()
+    return logits, {name.removesuffix(".txt"): text for name, text in texts.items()}
+
+
+def run_onnx(path, images):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path))
+    return session.run(None, {"images": images})[0], session.get_modelmeta().custom_metadata_map
+
+
+SLOW_EXPORTS = [("train_resnet", "onnx"), ("train_vit", "onnx"), ("train_custom_vit", "onnx")]
+SLOW_EXPORTS += [("train_resnet", "pt2"), ("train_vit", "pt2")]
+EXPORTS = [
+    pytest.param(script, kind, marks=[pytest.mark.slow] * ((script, kind) in SLOW_EXPORTS))
+    for script in SCRIPTS
+    for kind in ("pt2", "onnx")
+]
+
+
+@pytest.mark.parametrize(("script", "kind"), EXPORTS)
+def test_an_exported_model_predicts_the_same(finished_run, script, kind, tmp_path, capsys):
     if kind == "onnx":
         pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-    folder = runs[script, "--crop"]
+    folder = finished_run(script)
     path = export.main([str(folder), "--to", kind, "--output", str(tmp_path / f"model.{kind}")])
-    assert "130 of 130 are those of predictions.csv" in capsys.readouterr().out
-    run, val = read_run(folder), read_run(folder).splits()[1]
-    images = val.pixels[val.index[:7]]
-    if kind == "onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(path))
-        texts = session.get_modelmeta().custom_metadata_map
-        logits = session.run(None, {"images": images})[0]
-    else:
-        import torch
-
-        texts = {"labels.txt": ""}
-        logits = torch.export.load(path, extra_files=texts).module()(torch.from_numpy(images)).detach().numpy()
-        texts = {name.removesuffix(".txt"): text for name, text in texts.items()}
+    assert re.search("130 of 130 .*predictions.csv", capsys.readouterr().out)
+    run = read_run(folder)
+    val = run.splits()[1]
+    logits, texts = {"onnx": run_onnx, "pt2": run_pt2}[kind](path, val.pixels[val.index[:7]])
     labels, crop = json.loads(texts["labels"]), json.loads(texts["preprocessing"])
-    assert labels == run.run["classes"] and crop["fit"] == "pad" and crop["pad_color"] == [124, 116, 104]
+    assert labels == run.info.classes
+    assert crop == {"crop": True, "margin": 0.1, "fit": "pad", "image_size": 32, "pad_color": [124, 116, 104]}
     assert [labels[i] for i in logits.argmax(1)] == run.rows["prediction"].tolist()[:7]
 
 
-def test_a_wrong_export_is_not_kept(runs, tmp_path, monkeypatch):
-    run, path = runs["train_custom_cnn", "--crop"], tmp_path / "model.pt2"
-    write, _ = export.FORMATS["pt2"]
-    monkeypatch.setitem(export.FORMATS, "pt2", (write, lambda path: lambda images: np.eye(12)[[3] * len(images)]))
-    with pytest.raises(InputError, match="is not kept: it predicts .* of 130 val rows otherwise"):
-        export.main([str(run), "--to", "pt2", "--output", str(path)])
+def test_an_export_that_disagrees_with_pytorch_is_not_kept(cropped, tmp_path, monkeypatch):
+    path = tmp_path / "model.pt2"
+    write, _ = formats.FORMATS["pt2"]
+    monkeypatch.setitem(formats.FORMATS, "pt2", (write, lambda path: lambda images: np.eye(12)[[3] * len(images)]))
+    with pytest.raises(InputError, match=rf"{path} .* \d+ of 130 val rows"):
+        export.main([cropped, "--to", "pt2", "--output", str(path)])
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_does_not_overwrite_the_runs_weights(cropped, capsys):
     with pytest.raises(SystemExit):
-        export.main([str(run), "--to", "pt2", "--output", str(run / "model.safetensors")])
+        export.main([cropped, "--to", "pt2", "--output", f"{cropped}/model.safetensors"])
+    assert ".pt2" in capsys.readouterr().err
 
 
-def test_a_run_whose_data_is_gone_is_exported_all_the_same(runs, tmp_path, capsys):
-    folder = Path(shutil.copytree(runs["train_custom_cnn", "--crop"], tmp_path / "run"))
-    run = json.loads((folder / "run.json").read_text())
-    run["config"]["data"] = str(tmp_path / "gone")
-    (folder / "run.json").write_text(json.dumps(run))
-    assert export.main([str(folder), "--to", "pt2"]).exists()
-    assert "not checked on the val split, but on noise" in capsys.readouterr().out
+def test_a_run_whose_data_is_gone_is_checked_on_noise(copy, tmp_path, capsys):
+    config = read_json(copy, "run.json")["config"]
+    edit_json(copy, "run.json", config=config | {"data": str(tmp_path / "gone")})
+    assert export.main([str(copy), "--to", "pt2"]) == copy / "model.pt2"
+    assert (copy / "model.pt2").exists() and "noise" in capsys.readouterr().out
 
 
-def test_missing_packages_are_named(runs, tmp_path, monkeypatch):
+def test_missing_packages_are_named(cropped, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(InputError, match="pip install onnx onnxruntime onnxscript"):
-        export.main([str(runs["train_custom_cnn", "--crop"]), "--output", str(tmp_path / "model.onnx")])
+    with pytest.raises(InputError, match="pip install -e"):
+        export.main([cropped, "--output", str(tmp_path / "model.onnx")])
+
+
+# Run folders ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "words"),
+    ("name", "old", "new", "words"),
     [
-        ("labels.json", lambda text: text.replace("bed", "bath"), "labels.json and run.json name other classes"),
-        ("run.json", lambda text: text.replace("8k3p2", "9k3p2"), "weights in .* do not fit its run.json"),
-        (
-            "run.json",
-            lambda text: text.replace('"script": "train_custom_cnn"', '"script": "os"'),
-            "no whole run folder: os is no training script",
-        ),
-        ("model.safetensors", lambda text: text[:200], "weights in .* do not fit"),
-        ("metrics.json", None, "an unfinished run"),
+        ("labels.json", "bed", "bath", "labels.json and run.json"),
+        ("run.json", "8k3p2", "9k3p2", "weights in .* run.json"),
+        ("run.json", '"script": "train_custom_cnn"', '"script": "os"', "os is not a training script"),
     ],
 )
-def test_files_that_do_not_fit_together_are_refused(cropped, tmp_path, name, change, words):
-    folder = Path(shutil.copytree(cropped, tmp_path / "run"))
-    if change is None:
-        (folder / name).unlink()
-    else:
-        old = (folder / name).read_bytes().decode("latin-1")
-        assert change(old) != old
-        (folder / name).write_bytes(change(old).encode("latin-1"))
+def test_files_that_do_not_fit_together_are_refused(copy, name, old, new, words):
+    text = (copy / name).read_text()
+    assert old in text
+    (copy / name).write_text(text.replace(old, new))
     with pytest.raises(InputError, match=words):
-        predict.main([str(folder), VAL])
+        predict.main([str(copy), VAL])
 
 
-def test_a_script_of_ones_own(cropped, tmp_path, monkeypatch):
-    """A copy of a script in the project's folder, under another name, is one more training script."""
-    shutil.copy(finished.PROJECT / "train_custom_cnn.py", tmp_path / "train_mine.py")
-    folder = Path(shutil.copytree(cropped, tmp_path / "run"))
-    text = (folder / "run.json").read_text()
-    (folder / "run.json").write_text(text.replace('"script": "train_custom_cnn"', '"script": "train_mine"'))
-    with pytest.raises(InputError, match="is of train_mine.py, which is not in"):
-        read_run(folder).model()
-    monkeypatch.setattr(finished, "PROJECT", tmp_path)
+def test_half_a_file_of_weights_is_refused(copy):
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(InputError, match="weights in .*copy"):
+        predict.main([str(copy), VAL])
+
+
+def test_an_unfinished_run_is_refused(copy):
+    (copy / "metrics.json").unlink()
+    with pytest.raises(InputError, match="copy holds an unfinished run"):
+        predict.main([str(copy), VAL])
+
+
+@pytest.fixture
+def own_script(copy, tmp_path, monkeypatch):
+    """A run of train_mine.py, a copy of a script in another project folder."""
+    shutil.copy(run_folder.PROJECT / "train_custom_cnn.py", tmp_path / "train_mine.py")
+    edit_json(copy, "run.json", script="train_mine")
     monkeypatch.syspath_prepend(tmp_path)
-    assert type(read_run(folder).config).__module__ == "train_mine"
-    predict.main([str(folder), VAL, "--output", str(tmp_path / "answers.csv")])
-    assert len((tmp_path / "answers.csv").read_text().splitlines()) == 131
+    return copy
 
 
-def test_the_card_is_one_that_the_hub_reads(cropped):
-    from huggingface_hub import ModelCard
+def test_a_run_of_a_script_that_is_not_in_the_project(own_script):
+    with pytest.raises(InputError, match="train_mine.py"):
+        read_run(own_script).model()
 
-    card, metrics = (
-        ModelCard.load(Path(cropped) / "README.md"),
-        json.loads((Path(cropped) / "metrics.json").read_text()),
-    )
+
+def test_a_run_of_another_script_in_the_project(own_script, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "PROJECT", tmp_path)
+    assert type(read_run(own_script).config).__module__ == "train_mine"
+    predict.main([str(own_script), VAL, "--output", str(tmp_path / "found.csv")])
+    assert len((tmp_path / "found.csv").read_text().splitlines()) == 131
+
+
+def test_the_model_card_is_one_that_the_hub_reads(cropped):
+    card, metrics = ModelCard.load(Path(cropped) / "README.md"), read_json(Path(cropped), "metrics.json")
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results == {name: metrics[name] for name in ("accuracy", "precision", "recall", "f1")}
-    assert card.data.pipeline_tag == "image-classification" and "95 % interval" in card.text
-    assert "python train_custom_cnn.py" in card.text and "armchair, bed, bookcase" in card.text
+    assert card.data.pipeline_tag == "image-classification"
+
+
+def test_the_model_card_has_scores_with_intervals_and_the_command(cropped):
+    text = (Path(cropped) / "README.md").read_text()
+    metrics = read_json(Path(cropped), "metrics.json")
+    for name, title in METRICS.items():
+        assert re.search(rf"\| {title} +\| {metrics[name]:.3f} \[0\.\d+, 0\.\d+\]", text)
+    assert (
+        "95 % confidence interval" in text
+        and "python train_custom_cnn.py" in text
+        and "armchair, bed, bookcase" in text
+    )

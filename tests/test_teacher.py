@@ -1,4 +1,4 @@
-"""Distillation from a finished run."""
+"""Knowledge distillation from a finished run."""
 
 import shutil
 import signal
@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import common.train
 import train_custom_cnn
 import train_custom_vit
 from common.config import InputError, Interrupted
-from common.data import load_splits
-from common.finished import read_run
-from common.teacher import SHARE, TEMPERATURE, distilled, load_teacher
+from common.data.dataset import load_splits
+from common.distillation import TEACHER_WEIGHT, TEMPERATURE, distilled, load_teacher
+from common.run_folder import read_run
+from tests.helpers import logits_of
 
 SMALL = "--data sample --limit 48 --image-size 32 --epochs 2 --crop"
 CNN, VIT = "--blocks 8k3p2 --hidden 16", "--dim 16 --depth 1 --num-heads 2 --patch-size 8"
@@ -22,7 +24,18 @@ CNN, VIT = "--blocks 8k3p2 --hidden 16", "--dim 16 --depth 1 --num-heads 2 --pat
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory, cache):
     out = tmp_path_factory.mktemp("teacher") / "run"
-    return train_custom_cnn.main([*f"{SMALL} {CNN} --cache {cache} --out {out}".split()])
+    return train_custom_cnn.main(f"{SMALL} {CNN} --cache {cache} --out {out}".split())
+
+
+@pytest.fixture
+def config(teacher, cache):
+    """A function that returns the options of a student, by default with the same data as the teacher."""
+
+    def config(**options):
+        same = dict(data="sample", limit=48, crop=True, image_size=32, teacher=str(teacher), cache=cache)
+        return train_custom_vit.Config(**same | options)
+
+    return config
 
 
 def test_the_loss_is_that_of_the_paper():
@@ -31,56 +44,64 @@ def test_the_loss_is_that_of_the_paper():
     found = distilled(loss, logits, images, torch.nn.Identity())
     p, q = (F.softmax(x / TEMPERATURE, dim=1) for x in (images, logits))
     divergence = (p * (p / q).log()).sum(1).mean() * TEMPERATURE**2
-    torch.testing.assert_close(found, (1 - SHARE) * loss + SHARE * divergence)
+    torch.testing.assert_close(found, (1 - TEACHER_WEIGHT) * loss + TEACHER_WEIGHT * divergence)
     assert distilled(torch.tensor(0.0), images, images, torch.nn.Identity()).abs() < 1e-6, "nothing left to learn"
 
 
-def test_a_student_comes_nearer_to_its_teacher(teacher, tmp_path, cache):
-    folders = {}
-    for name, more in (("alone", ""), ("taught", f"--teacher {teacher}")):
-        line = f"{SMALL} {VIT} --epochs 25 --lr 1e-3 --augment strong --cache {cache} --out {tmp_path / name} {more}"
-        folders[name] = train_custom_vit.main(line.split())
-    same = {
-        name: (read_run(f).rows.prediction == read_run(teacher).rows.prediction).mean() for name, f in folders.items()
-    }
-    assert same["taught"] > same["alone"]
-    assert read_run(folders["taught"]).run["config"]["teacher"] == str(teacher)
+def test_a_student_comes_nearer_to_its_teacher(teacher, config, tmp_path, cache, empty_figures):
+    val = load_splits(config())[1]
+
+    def log_probabilities(folder):
+        return F.log_softmax(logits_of(read_run(folder).model(), val), dim=1)
+
+    def distance(name, more=""):
+        """The mean Kullback-Leibler divergence of the student's outputs from the teacher's, in nats."""
+        line = f"{SMALL} {VIT} --epochs 12 --lr 3e-3 --cache {cache} --out {tmp_path / name} {more}"
+        student = train_custom_vit.main(line.split())
+        assert read_run(student).info.config["teacher"] == (str(teacher) if more else "")
+        outputs = log_probabilities(student), log_probabilities(teacher)
+        return F.kl_div(*outputs, reduction="batchmean", log_target=True).item()
+
+    assert distance("taught", f"--teacher {teacher}") < 0.8 * distance("alone")
 
 
-def test_the_teacher_stays_as_it_is(teacher, cache):
-    config = train_custom_vit.Config(
-        data="sample", limit=48, crop=True, image_size=32, teacher=str(teacher), cache=cache
-    )
-    model = load_teacher(config, *load_splits(config), torch.device("cpu"))
+def test_the_teacher_stays_as_it_is(config):
+    model = load_teacher(config(), *load_splits(config()), torch.device("cpu"))
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
+def test_no_teacher(config):
+    assert load_teacher(config(teacher=""), *load_splits(config()), torch.device("cpu")) is None
+
+
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("options", "words"),
     [
-        (dict(crop=False), "trained with other --crop"),
-        (dict(image_size=64, fit="squash"), "other --fit, --image-size"),
-        (dict(limit=40), "trained with other data or split"),
-        (dict(split_by="product_id"), "trained with other data or split"),
-        (dict(teacher="/nowhere"), "holds no run"),
+        (dict(crop=False), "--crop"),
+        (dict(margin=0.1), "--margin"),
+        (dict(image_size=64, fit="squash"), "--fit, --image-size"),
+        (dict(limit=40), "data or split"),
+        (dict(split_by="product_id"), "data or split"),
+        (dict(teacher="/nowhere"), "/nowhere .*no run"),
     ],
 )
-def test_a_teacher_that_does_not_fit(teacher, cache, more, words):
-    """One of another split may have learned what is validated here."""
-    same = dict(data="sample", limit=48, crop=True, image_size=32, teacher=str(teacher), cache=cache)
-    config = train_custom_vit.Config(**same | more)
+def test_a_teacher_that_does_not_fit(config, options, words):
+    """A teacher from another split may have been trained on rows that are val rows here."""
     with pytest.raises(InputError, match=words):
-        load_teacher(config, *load_splits(config), torch.device("cpu"))
+        load_teacher(config(**options), *load_splits(config(**options)), torch.device("cpu"))
+
+
+def changed(weights):
+    """The content of a .safetensors file with the last weight changed."""
+    return weights[:-1] + bytes([weights[-1] ^ 1])
 
 
 def test_another_teacher_in_the_same_place_is_another_run(teacher, tmp_path, cache, monkeypatch):
     place = Path(shutil.copytree(teacher, tmp_path / "teacher"))
     line = f"{SMALL} {CNN} --cache {cache} --out {tmp_path / 'run'} --teacher {place}"
-    monkeypatch.setattr("common.train.get_lr", lambda *_: signal.raise_signal(signal.SIGTERM) or 0.0)
-    with pytest.raises(Interrupted):
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(common.train, "set_lr", lambda *_: signal.raise_signal(signal.SIGTERM))
         train_custom_cnn.main(line.split())
-    monkeypatch.undo()
-    shutil.rmtree(place)
-    train_custom_cnn.main([*f"{SMALL} {CNN} --cache {cache} --out {place} --seed 1".split()])
-    with pytest.raises(InputError, match="holds another run: teacher was"):
+    (place / "model.safetensors").write_bytes(changed((place / "model.safetensors").read_bytes()))
+    with pytest.raises(InputError, match="another run: teacher was"):
         train_custom_cnn.main([*line.split(), "--resume"])

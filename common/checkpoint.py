@@ -1,0 +1,85 @@
+"""Saves and loads checkpoints: weights, optimizer state, step, losses so far, and elapsed time.
+
+Everything else that a step uses is a function of its number (see `common.schedule`), so a resumed run gives the same
+results as an uninterrupted one.
+"""
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from common.config import InputError
+from common.run_folder import RunFolder
+
+
+def unwrapped(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """The model without the wrappers of Accelerate and torch.compile, which rename its weights."""
+    return accelerator.unwrap_model(model, keep_torch_compile=False)
+
+
+def save_checkpoint(
+    folder: RunFolder,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    losses: torch.Tensor,
+) -> None:
+    """Writes the state after `step` steps that a resumed run needs. `losses` (steps,) are means over all processes."""
+    folder.clock.lap(training=False)
+    folder.write_checkpoint(
+        {
+            "identity": folder.identity,
+            "step": step,
+            "losses": losses[:step].cpu(),
+            "seconds": {"total": folder.clock.total, "training": folder.clock.training},
+            "model": unwrapped(accelerator, model).state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+        }
+    )
+
+
+def load_checkpoint(
+    folder: RunFolder,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: torch.Tensor,
+) -> int:
+    """Restores model, optimizer, `losses` and clock from the folder's checkpoint.
+
+    Returns:
+        The number of steps done; 0 if there is no checkpoint.
+
+    Raises:
+        InputError: the checkpoint belongs to a run with another identity (the message lists the differences), or cannot
+            be read.
+    """
+    state = folder.read_checkpoint()
+    if state is None:
+        return 0
+    if not {"identity", "step", "losses", "seconds"} <= state.keys():
+        raise InputError(f"the checkpoint in {folder.path} has a different format: delete the folder to start over.")
+    differ = [
+        f"{name} was {str(state['identity'].get(name))[:60]}, now {str(value)[:60]}"
+        for name, value in folder.identity.items()
+        if state["identity"].get(name) != value
+    ]
+    if differ:
+        raise InputError(
+            f"{folder.path} holds another run: {'; '.join(differ)}. Use the old values, or choose another --out."
+        )
+    try:
+        unwrapped(accelerator, model).load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(
+            f"the checkpoint in {folder.path} does not fit the model or the optimizer: the code has changed since. "
+            "Use the old code, or choose another --out."
+        ) from error
+    losses[: state["step"]] = state["losses"]
+    folder.clock.total, folder.clock.training = state["seconds"]["total"], state["seconds"]["training"]
+    return state["step"]

@@ -1,0 +1,114 @@
+"""Baselines without a neural network: the majority class, and the nearest neighbour by colour and edge histograms."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import rgb_to_hsv
+from sklearn.neighbors import KNeighborsClassifier
+
+from common.compare.experiments import Experiment
+from common.compare.questions import ScoredExperiment
+from common.config import InputError
+from common.data.dataset import ClassificationDataset
+
+CELLS = 4  # histograms are computed for each of 4 x 4 cells of an image
+
+
+def find_baselines(experiments: Sequence[Experiment]) -> tuple[list[ScoredExperiment], list[str]]:
+    """Scores the baselines on the val rows of `experiments`.
+
+    Returns:
+        The majority class, and a nearest neighbour for full images and one for crops, if any experiment uses them; and
+        a note for each nearest neighbour that could not be computed.
+    """
+    baselines, notes = [ScoredExperiment(majority(experiments[0]))], []
+    for view in ("full", "crop"):
+        experiment = next((e for e in experiments if e.variant.startswith(view)), None)
+        if experiment is None:
+            continue
+        try:
+            baselines.append(ScoredExperiment(nearest_neighbour(experiment)))
+        except InputError as error:
+            notes.append(f"the nearest-neighbour baseline ({view}) is missing: {error}")
+    return baselines, notes
+
+
+def majority(experiment: Experiment) -> Experiment:
+    """Predicts the most frequent train class for every val row of `experiment`."""
+    majority_of_split = {run.info.config["split_by"]: run.report["majority"] for run in experiment.runs}
+    predictions = experiment.ids["split_by"].map(majority_of_split).to_numpy()[None]
+    return _baseline("majority class", "", experiment, predictions)
+
+
+def nearest_neighbour(experiment: Experiment) -> Experiment:
+    """Predicts for each val row the class of the most similar train row.
+
+    Images are compared by the Manhattan distance between their `describe_pixels` histograms, computed from the same
+    pixels that the runs of `experiment` use.
+
+    Raises:
+        InputError: the data is missing or has changed since the runs were trained.
+    """
+    prediction_of_row: dict[tuple, str] = {}
+    for run in {run.info.config["split_by"]: run for run in experiment.runs}.values():
+        train, val = run.splits()
+        classifier = KNeighborsClassifier(1, metric="manhattan").fit(describe_split(train), train.labels.numpy())
+        predicted = np.array(val.classes)[classifier.predict(describe_split(val))]
+        ids = pd.DataFrame(val.ids()).assign(split_by=run.info.config["split_by"])
+        prediction_of_row |= dict(zip(_row_keys(ids), predicted, strict=True))
+    predictions = np.array([[prediction_of_row[key] for key in _row_keys(experiment.ids)]])
+    view = "crop" if experiment.variant.startswith("crop") else "full"
+    return _baseline("nearest neighbour", view, experiment, predictions)
+
+
+def _baseline(name: str, view: str, experiment: Experiment, predictions: np.ndarray) -> Experiment:
+    return Experiment(name, view, [0], experiment.ids, predictions, shared_products=experiment.shared_products)
+
+
+def describe_split(split: ClassificationDataset, batch_size: int = 256) -> np.ndarray:
+    """The `describe_pixels` histograms of all rows, (N, D) float32."""
+    batches = [split.pixels[split.index[i : i + batch_size]] for i in range(0, len(split), batch_size)]
+    return np.concatenate([describe_pixels(images) for images in batches])
+
+
+def describe_pixels(images: np.ndarray) -> np.ndarray:
+    """Histograms (B, D) float32 of RGB images (B, 3, S, S) uint8.
+
+    Each of 4 x 4 cells has a histogram of hue and saturation, one of brightness (V in HSV), and one of edge
+    directions weighted by edge strength (HOG: Dalal and Triggs, 2005). Each of the three sums to 1 over the cells of an
+    image; the last is all zero for an image without edges.
+    """
+    hsv = rgb_to_hsv(images.transpose(0, 2, 3, 1) / 255.0)
+    hue, saturation, value = np.moveaxis(hsv, -1, 0)
+    dy, dx = np.gradient(value, axis=(1, 2))
+    direction = np.arctan2(dy, dx) % np.pi / np.pi
+    strength = np.hypot(dx, dy)
+    ones = np.ones_like(value)
+    histograms = [
+        _histogram([(hue, 8), (saturation, 3)], ones),
+        _histogram([(value, 8)], ones),
+        _histogram([(direction, 9)], strength),
+    ]
+    return np.concatenate([h / np.maximum(h.sum(1, keepdims=True), 1e-9) for h in histograms], axis=1).astype("f4")
+
+
+def _histogram(axes: Sequence[tuple[np.ndarray, int]], weights: np.ndarray) -> np.ndarray:
+    """Weighted counts (B, 16 x bins) for each image, cell and bin.
+
+    `axes` are pairs of values (B, S, S) in [0, 1] and their number of bins; `weights` is (B, S, S).
+    """
+    b, size, _ = weights.shape
+    cell = np.arange(size) * CELLS // size
+    index = (np.arange(b)[:, None, None] * CELLS + cell[:, None]) * CELLS + cell  # (B, S, S)
+    bins = CELLS * CELLS
+    for values, count in axes:
+        index = index * count + np.minimum((values * count).astype(int), count - 1)
+        bins *= count
+    return np.bincount(index.ravel(), weights=weights.ravel(), minlength=b * bins).reshape(b, bins)
+
+
+def _row_keys(rows: pd.DataFrame) -> list[tuple]:
+    """A key for each row: fold, image_id and number of earlier rows with the same id, which a fold may contain."""
+    keys = rows[["split_by", "image_id"]]
+    return list(zip(keys["split_by"], keys["image_id"], keys.groupby(list(keys)).cumcount(), strict=True))

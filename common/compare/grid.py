@@ -1,0 +1,149 @@
+"""The runs of a study: their options, the data they share, and which of them are finished."""
+
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import mean
+
+import psutil
+from accelerate import PartialState
+
+from common.config import VARIANTS, InputError, TrainConfig, flag_of, identity, parse
+from common.data.dataset import load_splits
+from common.run_folder import data_fingerprint, read_run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study."""
+
+    script: str  # such as train_resnet
+    variant: str
+    argv: tuple[str, ...]
+    config: TrainConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.out)
+
+    @property
+    def data_key(self) -> tuple:
+        """The options that determine which rows and pixels the run reads, apart from those that all runs share."""
+        config = self.config
+        return config.crop, config.margin, config.fit, config.image_size, config.split_by
+
+
+def plan_jobs(
+    experiments: Sequence[tuple[str, type[TrainConfig], str]],
+    options: Sequence[list[str]],
+    *,
+    seeds: int,
+    folds: int,
+    root: Path,
+) -> list[Job]:
+    """The runs of all experiments, one seed after another.
+
+    In this order, a study that is stopped early has run every experiment, but with fewer seeds.
+
+    Args:
+        experiments: script, its Config class, and variant of each experiment.
+        options: options of the training scripts, each a flag followed by its values. An option is passed to the
+            scripts that have it.
+        seeds: number of seeds; each experiment is run with seeds 0, 1, ...
+        folds: number of folds over the products, each of which is the val split of one run; 0 for the given split.
+        root: the folder that contains the run folders.
+
+    Raises:
+        InputError: there are no experiments, no script has one of the options, or a value is out of range.
+    """
+    if not experiments:
+        raise InputError(
+            "no experiments left: --recipe lab excludes these models and variants. Choose other --models or --variants."
+        )
+    flags = {script: set(_flags(config_class)) for script, config_class, _ in experiments}
+    for flag in (words[0].split("=")[0] for words in options):
+        if not any(flag in script_flags for script_flags in flags.values()):
+            raise InputError(f"{flag}: none of the selected scripts has this option ({', '.join(flags)}).")
+    jobs = []
+    for seed in range(seeds):
+        for fold in range(1, folds + 1) if folds else [0]:
+            for script, config_class, variant in experiments:
+                argv = list(VARIANTS[variant])
+                for words in options:
+                    if words[0].split("=")[0] in flags[script]:
+                        argv += words
+                argv += ["--split-by", f"product_id:{fold}/{folds}"] if fold else []
+                name = f"{script}-{variant}{f'-f{fold}' if fold else ''}-s{seed}"
+                argv += ["--seed", str(seed), "--out", str(root / name), "--resume"]
+                jobs.append(Job(script, variant, tuple(argv), parse(config_class, argv)))
+    return jobs
+
+
+def _flags(config_class: type[TrainConfig]) -> Iterable[str]:
+    for f in fields(config_class):
+        yield flag_of(f.name)
+        if f.default is True:
+            yield flag_of("no_" + f.name)
+
+
+def check_idle(jobs: Sequence[Job]) -> None:
+    """Raises InputError if a process is still writing to the folder of a job.
+
+    The process may be a run of another study, or a run that kept going after its study was killed.
+    """
+    folders = {job.folder.resolve(): job.script for job in jobs}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            out = Path(process.cwd(), words[words.index("--out") + 1]).resolve() if "--out" in words[:-1] else None
+            if out in folders and any(word.endswith(f"{folders[out]}.py") for word in words):
+                raise InputError(
+                    f"process {process.pid} is still writing to {out}: wait for it to finish, or stop it with "
+                    f"kill {process.pid}."
+                )
+
+
+def decode_data(jobs: Iterable[Job]) -> dict[tuple, str]:
+    """Decodes the pixels of all runs in one pass over the images; returns the data fingerprint for each data key."""
+    PartialState(cpu=True)  # leave the GPU to the runs
+    configs = {job.data_key: job.config for job in jobs}
+    first, *others = configs.values()
+    load_splits(first, others)
+    return {key: data_fingerprint(*load_splits(config)) for key, config in configs.items()}
+
+
+def time_left(waiting: Sequence[Job], done: Sequence[Job]) -> str:
+    """The estimated time left, such as "about 45 min left".
+
+    Each waiting job is assumed to take the mean time of the finished jobs of the same experiment or, if there are none,
+    of the same script or, if there are none, of all finished jobs.
+    """
+    seconds = {job: read_run(job.folder).info.seconds or 0.0 for job in done}
+    total = 0.0
+    for job in waiting:
+        times = [s for other, s in seconds.items() if (other.script, other.variant) == (job.script, job.variant)]
+        times = times or [s for other, s in seconds.items() if other.script == job.script] or list(seconds.values())
+        if not times:
+            return "time left unknown"
+        total += mean(times)
+    return f"about {math.ceil(total / 60)} min left"
+
+
+def is_finished(job: Job, fingerprint: str) -> bool:
+    """Whether the folder of `job` holds its results; InputError if they were made with other options or data."""
+    if not (job.folder / "metrics.json").exists():
+        return False
+    finished = read_run(job.folder).info
+    differences = [
+        f"{flag_of(name)} {finished.config.get(name)}"
+        for name, value in identity(asdict(job.config)).items()
+        if finished.config.get(name) != value
+    ]
+    differences += ["different data"] * (finished.data_fingerprint != fingerprint)
+    if differences:
+        raise InputError(
+            f"{job.folder} already holds a run with {', '.join(differences)}: choose another folder with --out."
+        )
+    return True

@@ -1,0 +1,112 @@
+"""Measures whether a model recognises the product or relies on its background.
+
+The method follows ImageNet-9 (Xiao et al., 2021). Using the product masks, parts of each val image are painted over
+with the ImageNet mean colour, which is close to zero in the model input. Where the product is painted over, its outline
+is still visible, so the outline alone is scored too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from common.compare.experiments import Experiment
+from common.compare.questions import ScoredExperiment, ask
+from common.data.crop import PAD_COLOR
+from common.data.dataset import ClassificationDataset
+from common.data.masks import load_masks
+from common.evaluate import evaluate
+from common.figures import save_figure
+from common.files import markdown_table, write_json
+from common.run_folder import IDS, FinishedRun
+from common.stats import format_difference
+
+VIEWS = ("as trained", "product alone", "background alone", "outline alone")
+
+
+def check_shortcuts(runs: Sequence[FinishedRun], out: Path) -> list[dict]:
+    """Scores each run on every view of its val images.
+
+    Prints a table, and writes shortcuts.json and a figure for each run to the folder `out`.
+
+    Returns:
+        The content of shortcuts.json.
+    """
+    results, rows = [], []
+    for run in runs:
+        val, views = masked_views(run)
+        accelerator = Accelerator()
+        model = run.model().to(accelerator.device)
+        predictions = {}
+        for view, pixels in tqdm(views.items(), desc=run.folder.name, disable=None):
+            split = replace(val, pixels=pixels, index=np.arange(len(val)))
+            predictions[view] = evaluate(model, split, accelerator, run.config.fit).argmax(1)
+        scored = {
+            view: ScoredExperiment(_as_experiment(run, val, view, predicted)) for view, predicted in predictions.items()
+        }
+        question = ask("model", scored["background alone"], scored["product alone"])
+        question.holm_p = question.p  # each run has a single question
+        accuracy = {view: experiment.estimates["accuracy"] for view, experiment in scored.items()}
+        results.append(
+            {
+                "run": str(run.folder),
+                "accuracy": {view: estimate.as_dict() for view, estimate in accuracy.items()},
+                "product_against_background": question.as_dict(),
+            }
+        )
+        difference = format_difference(question.change.value, question.change.interval())
+        rows.append([str(run.folder), *(f"{estimate.value:.3f}" for estimate in accuracy.values()), difference])
+        name = "-".join(run.folder.resolve().parts[-2:])
+        save_figure(out / f"shortcuts-{name}.png", _views_figure(val, views, predictions))
+    write_json(out / "shortcuts.json", results)
+    print("\n".join(markdown_table(["val accuracy", *VIEWS, "product - background"], rows)))
+    print(f"\nwritten: {out}/shortcuts.json and figures")
+    return results
+
+
+def masked_views(run: FinishedRun) -> tuple[ClassificationDataset, dict[str, np.ndarray]]:
+    """The val split of a run, and its pixels (N, 3, S, S) uint8 in each of `VIEWS`.
+
+    Raises:
+        InputError: the data is missing or has changed since the run was trained, it has no masks, or a mask differs
+            in size from its image.
+    """
+    config = run.config
+    val = run.splits()[1]
+    masks = load_masks(config, "val", val)
+    pixels = val.pixels[val.index]
+    mean_color = np.array(PAD_COLOR, np.uint8)[:, None, None]
+    product, touched = masks > 127, masks > 0  # a pixel at the edge shows product and background
+    views = (
+        pixels,
+        np.where(product, pixels, mean_color),
+        np.where(touched, mean_color, pixels),
+        np.where(product, mean_color, np.uint8(0)),
+    )
+    return val, dict(zip(VIEWS, views, strict=True))
+
+
+def _as_experiment(run: FinishedRun, val: ClassificationDataset, view: str, predictions: np.ndarray) -> Experiment:
+    """The experiment of one run, validated on a view; `predictions` (N,) are class numbers."""
+    names = np.array(val.classes)[predictions]
+    return Experiment(view, run.config.variant, [run.config.seed], run.rows[IDS], names[None])
+
+
+def _views_figure(val: ClassificationDataset, views: dict, predictions: dict, examples: int = 8) -> Figure:
+    """Some val images in every view, with the predictions."""
+    numbers = np.linspace(0, len(val) - 1, min(examples, len(val))).round().astype(int)
+    figure = Figure(figsize=(1.5 * len(numbers) + 0.6, 1.85 * len(views)), layout="constrained")
+    axes = figure.subplots(len(views), len(numbers), squeeze=False)
+    for row, (view, pixels) in zip(axes, views.items(), strict=True):
+        for axis, i in zip(row, numbers, strict=True):
+            prediction = predictions[view][i]
+            color = "tab:green" if prediction == val.labels[i] else "tab:red"
+            axis.imshow(pixels[i].transpose(1, 2, 0))
+            axis.set_title(val.classes[prediction], fontsize=8, color=color)
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(view, fontsize=9)
+    return figure

@@ -1,0 +1,114 @@
+"""The content of comparison.json: scores of each experiment as plain numbers, possible label errors, and notes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from common.compare.questions import ScoredExperiment
+from common.metrics import calibration_error
+from common.stats import wilson
+
+
+def experiment_summary(scored: ScoredExperiment) -> dict:
+    """All scores of an experiment or a baseline as plain numbers."""
+    experiment = scored.experiment
+    accuracies = scored.correct.mean(1)  # of each seed
+    summary: dict[str, Any] = {
+        "name": scored.name,
+        "model": experiment.model,
+        "variant": experiment.variant,
+        "n": scored.n,
+        "products": scored.estimates["accuracy"].clusters,
+        "seeds": experiment.seeds,
+        **{name: estimate.as_dict() for name, estimate in scored.estimates.items()},
+        "accuracy_of_seeds": accuracies.tolist(),
+        "sd_over_seeds": float(accuracies.std(ddof=1)) if len(accuracies) > 1 else None,
+    }
+    if scored.unseen:
+        accuracy = scored.unseen.estimates["accuracy"].as_dict()
+        summary["unseen_products"] = {"n": scored.unseen.n, "accuracy": accuracy}
+    summary["classes"] = per_class(scored)
+    summary["confused"] = confused_pairs(scored)
+    if experiment.runs:
+        calibration_errors = [
+            calibration_error(probabilities, correct)
+            for probabilities, correct in zip(experiment.probabilities, scored.correct.astype(float), strict=True)
+        ]
+        summary["log_loss"] = float(experiment.losses.mean())
+        summary["calibration_error"] = float(np.mean(calibration_errors))
+        for name in ("parameters", "images_per_second", "seconds"):
+            summary[name] = experiment.mean_of(name)
+        summary["runs"] = [str(run.folder) for run in experiment.runs]
+    return summary
+
+
+def per_class(scored: ScoredExperiment) -> dict[str, dict]:
+    """For each class with val rows: their number, precision, recall and F1, means over the seeds.
+
+    The 95 % confidence interval of the recall is Wilson's and treats the rows as independent, as most classes have too
+    few products for an estimate of the variance over products.
+    """
+    result = {}
+    for name in sorted(set(scored.labels)):
+        in_class = scored.labels == name
+        rows = in_class.sum()
+        hits = (scored.experiment.predictions[:, in_class] == name).sum(1)  # (S,)
+        predicted = (scored.experiment.predictions == name).sum(1)  # (S,)
+        recall = float(hits.mean() / rows)
+        result[name] = {
+            "rows": int(rows),
+            "precision": float((hits / np.maximum(predicted, 1)).mean()),
+            "recall": recall,
+            "interval": list(wilson(recall, 1.96**2 / rows)),  # more seeds on the same rows add no data
+            "f1": float((2 * hits / (predicted + rows)).mean()),
+        }
+    return result
+
+
+def confused_pairs(scored: ScoredExperiment, limit: int = 5) -> list[dict]:
+    """The most frequent errors: true class, predicted class, and number of rows (mean over the seeds)."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    for predictions, correct in zip(scored.experiment.predictions, scored.correct, strict=True):
+        pairs.update(zip(scored.labels[~correct], predictions[~correct], strict=True))
+    seeds = len(scored.correct)
+    return [
+        {"true": true, "predicted": predicted, "rows": count / seeds}
+        for (true, predicted), count in pairs.most_common(limit)
+    ]
+
+
+def label_candidates(scored_experiments: Sequence[ScoredExperiment], limit: int = 10) -> list[dict]:
+    """Val rows whose label may be wrong: most runs agree on another class, with high probability.
+
+    Each run votes for its predicted class with its probability, as in confident learning (Northcutt et al., 2021).
+    """
+    ids = scored_experiments[0].experiment.ids
+    predictions = np.concatenate([scored.experiment.predictions for scored in scored_experiments])
+    probabilities = np.concatenate([scored.experiment.probabilities for scored in scored_experiments])
+    candidates = []
+    for i, label in enumerate(ids["label"]):
+        votes: Counter[str] = Counter()
+        for prediction, probability in zip(predictions[:, i], probabilities[:, i], strict=True):
+            votes[prediction] += probability / len(predictions)
+        predicted, weight = votes.most_common(1)[0]
+        if predicted != label and weight > 0.5:
+            candidates.append(
+                {"image_id": ids["image_id"][i], "label": label, "predicted": predicted, "weight": float(weight)}
+            )
+    return sorted(candidates, key=lambda row: -row["weight"])[:limit]
+
+
+def seed_and_leakage_notes(scored_experiments: Sequence[ScoredExperiment]) -> list[str]:
+    """Sentences about the limits of a comparison: experiments with one seed, and products that are also in train."""
+    notes = []
+    if any(len(scored.correct) == 1 for scored in scored_experiments):
+        notes.append("the interval of an experiment with one seed does not include the variance between seeds")
+    first = scored_experiments[0]
+    leaked = first.experiment.ids["product_id"].isin(first.experiment.shared_products).sum()
+    if leaked:
+        notes.append(
+            f"{leaked} of {first.n} val rows show a product that also occurs in train: models may have memorised it"
+        )
+    return notes

@@ -1,0 +1,126 @@
+"""Crops an image to its bounding box and resizes the crop to a square RGB image."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+PAD_COLOR = (124, 116, 104)  # ImageNet mean: padding is close to zero after normalisation
+
+
+def box_problem(bbox: Sequence[float] | None, width: float, height: float) -> str | None:
+    """Why `bbox` is invalid for an image of `width` x `height` pixels, in a few words; None if it is valid.
+
+    A valid box is x, y, width, height in pixels of the upright image, has a positive area and lies within the image.
+    """
+    if bbox is None:
+        return "no box"
+    if len(bbox) != 4:
+        return f"box {list(bbox)} has {len(bbox)} numbers, not 4"
+    if not all(isinstance(v, int | float) and math.isfinite(v) for v in bbox):
+        return f"box {list(bbox)} contains a value that is not a number"
+    x, y, w, h = bbox
+    if x + w <= x or y + h <= y:  # also true if w or h is too small to change the sum, such as 1e-300
+        return f"box {list(bbox)} has no area"
+    if x < 0 or y < 0 or x + w > width or y + h > height:
+        return f"box {list(bbox)} extends outside the {width} x {height} image"
+    return None
+
+
+def grow_box(bbox: Sequence[float], margin: float, width: int, height: int) -> tuple[float, float, float, float]:
+    """Extends `bbox` by `margin` times its width left and right and `margin` times its height above and below.
+
+    Returns (left, top, right, bottom) in pixels, clipped to the image.
+    """
+    x, y, w, h = bbox
+    return (
+        max(0, x - margin * w),
+        max(0, y - margin * h),
+        min(width, x + w + margin * w),
+        min(height, y + h + margin * h),
+    )
+
+
+def padding(crop_size: Sequence[float], size: int) -> tuple[int, int]:
+    """Padding in pixels on each side, (horizontal, vertical), that centres a crop in a square of `size` pixels.
+
+    `crop_size` is the crop's (width, height) in any unit; its longer side fills the square.
+    """
+    horizontal, vertical = (min(round(size * (1 - side / max(crop_size)) / 2), (size - 1) // 2) for side in crop_size)
+    return horizontal, vertical
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts an image of any mode to RGB.
+
+    16-bit greyscale is scaled to 8 bits, and transparent images are composited on white.
+
+    Raises:
+        ValueError: the image is 32-bit greyscale, whose value range is not defined.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError(f"unreadable image (mode {image.mode}: the value range of 32-bit greyscale is not defined)")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def crop_image(
+    image: Image.Image,
+    bbox: Sequence[float] | None = None,
+    *,
+    size: int,
+    margin: float = 0.0,
+    fit: str = "squash",
+    fill: tuple[int, int, int] = PAD_COLOR,
+) -> tuple[Image.Image, tuple[float, float]]:
+    """Crops `image` to `bbox` and resizes the crop to a square, with bilinear interpolation.
+
+    Args:
+        image: a PIL image of any mode. EXIF orientation is applied. If the pixels are not loaded yet, a large JPEG is
+            decoded at the smallest scale (1, 1/2, 1/4 or 1/8) that still covers the target size, which saves time.
+        bbox: x, y, width, height in pixels of the upright image; None means the whole image.
+        size: side of the result in pixels.
+        margin: context kept on each side of the box, as a fraction of the box's width or height.
+        fit: "squash" stretches the crop to a square; "pad" keeps its aspect ratio and centres it on `fill`.
+        fill: RGB colour of the padding, in [0, 255].
+
+    Returns:
+        The RGB image of size x size pixels, and the width and height of the crop in pixels of the upright image.
+
+    Raises:
+        ValueError: the box is invalid for this image, or the image is 32-bit greyscale.
+        OSError: the image cannot be decoded. PIL also raises other exceptions for broken files.
+    """
+    # Pillow applies the orientation of a TIFF while loading it, and `size` already takes it into account.
+    orientation = 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation, 1)
+    width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size  # rotated by 90 degrees
+    problem = box_problem(bbox, width, height) if bbox is not None else None
+    if problem:
+        raise ValueError(problem)
+
+    left, top, right, bottom = grow_box(bbox or (0, 0, width, height), margin, width, height)
+    crop_size = right - left, bottom - top
+    scale = size / (min(crop_size) if fit == "squash" else max(crop_size))
+    if scale < 1:
+        image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+    if orientation != 1:
+        image = ImageOps.exif_transpose(image)
+
+    # Convert to pixels of the decoded image. Crop at whole pixels first, so that resizing reads no pixel beyond them.
+    fx, fy = image.width / width, image.height / height
+    left, top, right, bottom = left * fx, top * fy, right * fx, bottom * fy
+    outer = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+    image = to_rgb(image.crop(outer))
+    box = left - outer[0], top - outer[1], right - outer[0], bottom - outer[1]
+    if fit == "squash":
+        return image.resize((size, size), Image.Resampling.BILINEAR, box=box), crop_size
+    pads = padding(crop_size, size)
+    target = size - 2 * pads[0], size - 2 * pads[1]
+    canvas = Image.new("RGB", (size, size), fill)
+    canvas.paste(image.resize(target, Image.Resampling.BILINEAR, box=box), pads)
+    return canvas, crop_size

@@ -1,0 +1,100 @@
+"""Inference with a trained model on new images, decoded on all cores."""
+
+import io
+import math
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from common.config import DataConfig
+from common.data.dataset import to_device
+from common.data.pixels import WORKERS, crop_with, encoded_bytes, error_reason, map_ahead, normalize
+from common.deploy.inputs import Inputs
+from common.evaluate import EVAL_BATCH
+from common.launch import use_all_cores
+from common.run_folder import FinishedRun
+
+
+def load_model(run: FinishedRun) -> tuple[nn.Module, torch.device]:
+    """Loads the model of a run, in evaluation mode, onto the available device. Returns the model and the device.
+
+    The model uses the mixed precision of the run, except that a run in float16 uses float32 on a CPU.
+    """
+    use_all_cores()
+    precision = run.info.mixed_precision
+    if precision != "bf16" and not (precision == "fp16" and torch.cuda.is_available()):
+        precision = "no"
+    torch.set_float32_matmul_precision("high")  # as in training
+    accelerator = Accelerator(mixed_precision=precision)
+    return accelerator.prepare_model(run.model(), evaluation_mode=True), accelerator.device
+
+
+def classify(
+    model: nn.Module,
+    inputs: Inputs,
+    config: DataConfig,
+    num_classes: int,
+    device: torch.device,
+    *,
+    no_box_ok: bool = False,
+) -> tuple[np.ndarray, list[str]]:
+    """Crops `inputs` as in training and computes their logits, in batches of the same size as in evaluation.
+
+    Args:
+        model: maps normalised images (B, 3, S, S) float32 to logits (B, C).
+        inputs: N crops.
+        config: crop, margin, fit and image size of the run.
+        num_classes: C.
+        device: the device that `model` is on.
+        no_box_ok: use the whole image for crops without a box, which are otherwise reported as failed if the model was
+            trained with `--crop`.
+
+    Returns:
+        Logits (N, C) float32, NaN for crops that failed; and for each crop the reason for the failure, or "".
+    """
+    logits = np.full((len(inputs), num_classes), np.nan, np.float32)
+    reasons = [""] * len(inputs)
+    # On a GPU, threads decode the next batches during the forward pass. On a CPU, both would compete for cores.
+    ahead = 2 * WORKERS if device.type == "cpu" else 3 * EVAL_BATCH
+    decoded = map_ahead(
+        lambda item: decode_crop(item[0], item[1], config, no_box_ok=no_box_ok), inputs.items(), ahead=ahead
+    )
+    batches = np.array_split(np.arange(len(inputs)), max(1, math.ceil(len(inputs) / EVAL_BATCH)))
+    with tqdm(total=len(inputs), unit=" images", dynamic_ncols=True, disable=None) as progress, torch.no_grad():
+        for rows in batches:
+            crops: list[tuple[int, np.ndarray]] = []
+            for row, result in zip(rows, islice(decoded, len(rows)), strict=True):
+                if isinstance(result, str):
+                    reasons[row] = result
+                else:
+                    crops.append((row, result))
+            if crops:
+                images = to_device(torch.from_numpy(np.stack([pixels for _, pixels in crops])), device)
+                logits[[row for row, _ in crops]] = model(normalize(images)).float().cpu().numpy()
+            progress.update(len(rows))
+    return logits, reasons
+
+
+def decode_crop(
+    stored: dict, bbox: Sequence[float] | None, config: DataConfig, *, no_box_ok: bool = False
+) -> np.ndarray | str:
+    """Decodes and crops a stored image, {"bytes": ..., "path": ...}.
+
+    Returns the crop, (3, S, S) uint8, or the reason why it cannot be made.
+    """
+    if config.crop and bbox is None and not no_box_ok:
+        return "no box"
+    try:
+        encoded = encoded_bytes(stored)
+        if not encoded:
+            return "no image" if stored.get("path") is None else "the file is empty or cannot be read"
+        crop, _ = crop_with(config, Image.open(io.BytesIO(encoded)), bbox)
+        return np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))  # as stored for training
+    except Exception as error:  # PIL raises many kinds of exceptions for broken files
+        return error_reason(error)

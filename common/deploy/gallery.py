@@ -1,0 +1,74 @@
+"""The figure of `predict.py --gallery`: photos with their boxes and predictions."""
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from common.data.crop import box_problem, crop_image
+from common.data.pixels import encoded_bytes
+from common.deploy.inputs import Inputs
+from common.figures import save_figure
+
+MAX_PHOTOS = 24
+COLUMNS = 6
+SIDE = 320  # longer side of each photo in pixels
+
+
+def save_gallery(path: Path, inputs: Inputs, captions: Sequence[str], correct: Sequence[bool | None]) -> None:
+    """Draws up to `MAX_PHOTOS` photos, evenly spaced in `inputs`, each with all its boxes.
+
+    Args:
+        path: PNG file.
+        inputs: N crops; those of one image are drawn on one photo.
+        captions: (N,) the caption of each crop, such as "chair 91%" or an error.
+        correct: (N,) whether the prediction equals the label: green if it does, red if not, blue for None (no label).
+    """
+    photos: dict[int, list[int]] = {}
+    for i, image in enumerate(inputs.images):
+        photos.setdefault(image, []).append(i)
+    positions = np.linspace(0, len(photos) - 1, min(MAX_PHOTOS, len(photos))).round().astype(int)
+    chosen = [list(photos.values())[position] for position in positions]
+    columns = min(COLUMNS, len(chosen))
+    rows = math.ceil(len(chosen) / COLUMNS)
+    figure = Figure(figsize=(2.3 * columns, 2.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, crops in zip(axes.flat, chosen, strict=False):
+        _draw_photo(axis, inputs, crops, captions, correct)
+    save_figure(path, figure)
+
+
+def _draw_photo(
+    axis: Axes, inputs: Inputs, crops: list[int], captions: Sequence[str], correct: Sequence[bool | None]
+) -> None:
+    """Draws the photo that `crops`, indices into `inputs`, belong to, with their boxes and captions."""
+    try:
+        image = Image.open(io.BytesIO(encoded_bytes(inputs.stored(crops[0], crops[0] + 1)[0])))
+        photo, sides = crop_image(image, size=SIDE, fit="pad", fill=(255, 255, 255))
+    except Exception:  # broken image: the caption states the error
+        photo, sides = Image.new("RGB", (SIDE, SIDE), "lightgray"), (SIDE, SIDE)
+    scale = SIDE / max(sides)
+    left, top = ((SIDE - scale * side) / 2 for side in sides)
+    axis.imshow(photo, extent=(0, SIDE, SIDE, 0))
+    for i in crops:
+        color, box = {None: "tab:blue", True: "tab:green", False: "tab:red"}[correct[i]], inputs.boxes[i]
+        if box is not None and box_problem(box, *sides) is None:
+            x, y, width, height = (scale * v for v in box)
+            frame = Rectangle((left + x, top + y), width, height, fill=False, edgecolor=color, linewidth=2)
+            axis.add_patch(frame)
+            if len(crops) > 1:
+                text = axis.text(left + x, top + y, captions[i], fontsize=7, color="white", va="bottom", clip_on=True)
+                text.set_backgroundcolor(color)
+                text.set_in_layout(False)
+    if len(crops) == 1:
+        axis.set_title(textwrap.fill(captions[crops[0]], 30, replace_whitespace=False), color=color, fontsize=9)
+    axis.set(xlim=(0, SIDE), ylim=(SIDE, 0))

@@ -1,0 +1,88 @@
+"""Results of predict.py as dicts, and their output as a text table, CSV or JSON Lines."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from scipy.special import softmax
+
+from common.deploy.inputs import Inputs
+from common.files import atomic_path, markdown_table, write_csv
+
+
+def collect(inputs: Inputs, classes: list[str], logits: np.ndarray, reasons: list[str], *, top_k: int) -> list[dict]:
+    """One dict for each crop, with the keys image, box, category, probability, top, label and error.
+
+    Args:
+        inputs: N crops.
+        classes: C category names.
+        logits: (N, C).
+        reasons: (N,) why the crop could not be classified, or "".
+        top_k: number of [category, probability] pairs in top, best first.
+
+    Returns:
+        N dicts of JSON values. Values of the box that are not finite are None. For failed crops, category and
+        probability are None, top is empty, and error is the reason.
+    """
+    results = []
+    for i, reason in enumerate(reasons):
+        box, top = inputs.boxes[i], []
+        finite: list | None = None if box is None else [value if _finite(value) else None for value in box]
+        if not reason:
+            probabilities = softmax(logits[i].astype(np.float64))
+            best = np.argsort(-probabilities, kind="stable")[:top_k]
+            top = [[classes[k], float(probabilities[k])] for k in best]
+        results.append(
+            {
+                "image": inputs.names[i],
+                "box": finite,
+                "category": top[0][0] if top else None,
+                "probability": top[0][1] if top else None,
+                "top": top,
+                "label": inputs.labels[i],
+                "error": reason or None,
+            }
+        )
+    return results
+
+
+def write_predictions(path: Path, results: list[dict]) -> None:
+    """Writes the results of `collect`, in the format that the suffix of `path` selects.
+
+    .jsonl: one dict per line. .csv: x, y, width and height are separate columns, and top is one string.
+    """
+    if path.suffix == ".jsonl":
+        with atomic_path(path) as partial:
+            partial.write_text("".join(json.dumps(result) + "\n" for result in results), encoding="utf-8")
+        return
+    rows = []
+    for result in results:
+        box = dict(zip(("x", "y", "width", "height"), result["box"] or [None] * 4, strict=False))
+        top = {"top": "; ".join(f"{name} {probability:.4f}" for name, probability in result["top"])}
+        rows.append({name: result[name] for name in ("image", "category", "probability", "label", "error")} | box | top)
+    write_csv(path, rows)
+
+
+def text_table(results: list[dict]) -> list[str]:
+    """The lines of a table for the terminal, one row per crop. Column p is the probability of the category."""
+    rows = []
+    for result in results:
+        box = ",".join(f"{v:g}" if isinstance(v, int | float) else str(v) for v in result["box"] or ())
+        others = "; ".join(f"{name} {p:.2f}" for name, p in result["top"][1:])
+        probability = f"{result['probability']:.2f}" if result["top"] else ""
+        name = result["image"].encode("utf-8", "backslashreplace").decode()  # file names need not be valid UTF-8
+        rows.append([name, box, result["category"] or result["error"], probability, others, result["label"] or ""])
+    return markdown_table(["image", "box", "category", "p", "next", "label"], rows)
+
+
+def caption(result: dict, correct: bool | None) -> str:
+    """Caption of a crop in the gallery: category and probability, or the error; and the label if it differs."""
+    if not result["top"]:
+        return result["error"]
+    label = f"\nlabel: {result['label']}" if correct is False else ""
+    return f"{result['category']} {result['probability']:.0%}" + label
+
+
+def _finite(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

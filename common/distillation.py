@@ -1,0 +1,52 @@
+"""Knowledge distillation: the model also learns from the outputs of a finished run (Hinton et al., 2015)."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.config import InputError, TrainConfig, flag_of
+from common.data.dataset import ClassificationDataset
+from common.run_folder import data_fingerprint, read_run
+
+TEMPERATURE = 2.0  # divides the logits of teacher and student
+TEACHER_WEIGHT = 0.5  # weight of the teacher term in the loss; the label term has the remaining weight
+
+
+def load_teacher(
+    config: TrainConfig, train: ClassificationDataset, val: ClassificationDataset, device: torch.device
+) -> nn.Module | None:
+    """The model in the run folder `config.teacher`, frozen, in evaluation mode; None without `--teacher`.
+
+    Raises:
+        InputError: the folder has no finished run, or a run on different crops, data or splits, whose train rows may
+            be val rows here.
+    """
+    if not config.teacher:
+        return None
+    run = read_run(Path(config.teacher))
+    differ = [
+        flag_of(name)
+        for name in ("crop", "margin", "fit", "image_size")
+        if getattr(run.config, name) != getattr(config, name)
+    ]
+    differ += ["data or split"] * (run.info.data_fingerprint != data_fingerprint(train, val))
+    if differ:
+        raise InputError(
+            f"--teacher {config.teacher} was trained with different {', '.join(differ)}: use the same settings."
+        )
+    return run.model().requires_grad_(False).to(device)
+
+
+def distilled(loss: torch.Tensor, logits: torch.Tensor, images: torch.Tensor, teacher: nn.Module) -> torch.Tensor:
+    """The weighted sum of `loss` and the Kullback-Leibler divergence between softened teacher and student outputs.
+
+    The teacher receives the augmented and mixed `images` (B, 3, S, S) from which the student computed `logits` (B, C)
+    (Beyer et al., 2022).
+    """
+    with torch.no_grad():
+        targets = F.log_softmax(teacher(images) / TEMPERATURE, dim=1)
+    log_probabilities = F.log_softmax(logits.float() / TEMPERATURE, dim=1)
+    divergence = F.kl_div(log_probabilities, targets, reduction="batchmean", log_target=True) * TEMPERATURE**2
+    return (1 - TEACHER_WEIGHT) * loss + TEACHER_WEIGHT * divergence

@@ -1,0 +1,98 @@
+"""Figures of a finished run (learning curves, confusion matrix, wrong predictions), and parts for other figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy.special import softmax
+
+from common.data.dataset import ClassificationDataset
+from common.files import atomic_path
+from common.metrics import METRICS
+
+matplotlib.rcParams["text.parse_math"] = False  # category names may contain $
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Writes `figure` to `path` as PNG."""
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
+
+
+def curves(log: list[dict]) -> Figure:
+    """Learning curves: train loss, val loss and val scores by epoch. `log` holds the lines of log.jsonl."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    train = [line for line in log if "loss" in line]
+    val = [line for line in log if "val_loss" in line]
+    train_epochs = [line["epoch"] for line in train]
+    val_epochs = [line["epoch"] for line in val]
+    left.plot(train_epochs, [line["loss"] for line in train], color="tab:blue", label="train", linewidth=1)
+    left.plot(val_epochs, [line["val_loss"] for line in val], color="tab:orange", label="val", marker=".")
+    left.set(xlabel="epoch", ylabel="cross-entropy (nats)", ylim=(0, None))
+    for name in ("accuracy", "f1", "macro_f1"):
+        right.plot(val_epochs, [line[f"val_{name}"] for line in val], label=f"val {METRICS[name]}", marker=".")
+    right.set(xlabel="epoch", ylim=(0, 1))
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    return figure
+
+
+def confusion(val: ClassificationDataset, logits: np.ndarray) -> Figure:
+    """The confusion matrix of the val rows; `logits` is (N, C)."""
+    from sklearn.metrics import confusion_matrix  # slow to import
+
+    side = confusion_side(val.classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    counts = confusion_matrix(val.labels.numpy(), logits.argmax(1), labels=range(len(val.classes)))
+    draw_confusion(axis, counts, val.classes)
+    axis.set_title(f"{counts.trace()} of {counts.sum()} val rows correct", fontsize=11)
+    return figure
+
+
+def confusion_side(classes: Sequence[str]) -> float:
+    """Width and height in inches of a confusion matrix, with space for the class names."""
+    return min(2.5 + 0.45 * len(classes), 30)
+
+
+def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """Draws the confusion matrix `counts` (C, C), with a row for each true class.
+
+    Colours show shares of the true class. With at most 60 classes, the counts are written into the cells.
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(counts) if len(classes) <= 60 else ():
+        text = f"{counts[row, column]:.1f}".removesuffix(".0")
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+    axis.set_xticks(range(len(classes)), classes, rotation=90)
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set(xlabel="predicted", ylabel="true")
+
+
+def mistakes(val: ClassificationDataset, logits: np.ndarray, limit: int = 24) -> Figure:
+    """The wrong predictions with the highest probabilities, and their images as cropped for the model."""
+    labels, probabilities = val.labels.numpy(), softmax(logits, axis=1)
+    predictions = probabilities.argmax(1)
+    wrong = np.flatnonzero(predictions != labels)
+    wrong = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:limit]
+    columns = 6
+    rows = max(1, -(-len(wrong) // columns))
+    figure = Figure(figsize=(11, 2.25 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, i in zip(axes.flat, wrong, strict=False):
+        axis.imshow(val.pixels[val.index[i]].transpose(1, 2, 0))
+        prediction = f"{val.classes[predictions[i]]} {probabilities[i].max():.0%}"
+        axis.set_title(f"{prediction}\nlabel: {val.classes[labels[i]]}", fontsize=9)
+    figure.suptitle(f"{(predictions != labels).sum()} of {len(labels)} val rows wrong, most confident first")
+    return figure

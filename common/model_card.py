@@ -1,0 +1,159 @@
+"""Writes the README.md of a run: a model card in the format of the Hugging Face Hub, ready for upload."""
+
+import pandas as pd
+from huggingface_hub import EvalResult, ModelCardData
+
+from common.config import identity
+from common.data.sources import is_hub_id
+from common.data.splits import group_numbers
+from common.files import markdown_table
+from common.metrics import METRICS, leave_one_out
+from common.stats import format_score, score_estimates
+
+
+def model_card(run: dict, notes: list[str], scores: dict, rows: pd.DataFrame) -> str:
+    """The text of the model card.
+
+    Args:
+        run: the content of run.json.
+        notes: sentences about the data (`common.data.audit.findings`).
+        scores: the result of `common.metrics.scores`.
+        rows: the val rows with product_id, label and prediction.
+    """
+    config, rows_used = run["config"], run["rows"]
+    recipe = "" if config["recipe"] == "default" else f"-{config['recipe']}"
+    name = f"{run['script']}{recipe}-{run['variant']}"
+    where = " within their bounding box" if config["crop"] else ""
+    bbox = " --bbox 40,60,200,180" if config["crop"] else ""
+    data = f"`{config['data']}`, {rows_used['train']:,} train and {rows_used['val']:,} val rows"
+    if rows_used["dropped"]:
+        data += f", {rows_used['dropped']} train rows of other categories left out"
+    if config["split_by"]:
+        data += f", split by {config['split_by']}"
+    versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
+    return "\n".join(
+        [
+            "---",
+            _header(run, scores, name),
+            "---",
+            "",
+            f"# {name}",
+            "",
+            f"Classifies product photos{where} into {len(run['classes'])} categories: {', '.join(run['classes'])}. "
+            f"The model has {run['parameters']:,} parameters and was trained by `{run['script']}.py` on "
+            f"{rows_used['train']:,} images.",
+            "",
+            "## Use",
+            "",
+            "In the project folder, where RUN is the path of this folder:",
+            "",
+            "```bash",
+            f"python predict.py RUN photo.jpg{bbox}",
+            "python export.py RUN   # writes an ONNX file",
+            "```",
+            "",
+            "The model returns logits in the order of `labels.json`.",
+            "",
+            "## Data and preprocessing",
+            "",
+            f"{data}; fingerprint `{run['data_fingerprint'][:16]}`.",
+            _preprocessing(config),
+            "",
+            "## Results on val",
+            "",
+            *_results(scores, rows),
+            "",
+            "Scores and weights are those of the last epoch.",
+            "",
+            "![Confusion matrix](confusion.png)",
+            "",
+            "![Learning curves](curves.png)",
+            "",
+            "## Limits",
+            "",
+            *(f"- {sentence}" for sentence in notes),
+            "- Closed set: every image gets one of these labels, even if it shows something else.",
+            "- Accuracy may be lower on photos that differ from the training data.",
+            "",
+            "## Reproduce",
+            "",
+            "```bash",
+            f"python {run['script']}.py {run['command'].partition(' ')[2]}",
+            "```",
+            "",
+            f"Commit {run['commit'] or 'unknown'}; {run['processes']} process(es) on {run['device']}, mixed precision "
+            f"{run['mixed_precision']}; {versions}. All options:",
+            "",
+            *markdown_table(
+                ["option", "value"],
+                [[option, f"`{value}`"] for option, value in identity(config).items() if value != ""],
+            ),
+            "",
+        ]
+    )
+
+
+def _header(run: dict, scores: dict, name: str) -> str:
+    """The metadata of the card as YAML."""
+    data = run["config"]["data"]
+    on_hub = is_hub_id(data)
+    metrics = ["accuracy", "precision", "recall", "f1"]
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data if on_hub else "other",
+            dataset_name=data,
+            metric_type=metric,
+            metric_name=METRICS[metric],
+            metric_value=scores[metric],
+        )
+        for metric in metrics
+    ]
+    card_data = ModelCardData(
+        library_name="pytorch",
+        pipeline_tag="image-classification",
+        tags=["product-photos", run["script"].removeprefix("train_")],
+        datasets=[data] if on_hub else None,
+        metrics=metrics,
+        model_name=name,
+        eval_results=results,
+    )
+    return card_data.to_yaml().rstrip()
+
+
+def _preprocessing(config: dict) -> str:
+    """Sentences about the model input and the training data."""
+    crop = ""
+    if config["crop"]:
+        crop = "cropped to its bounding box, "
+        if config["margin"]:
+            crop = f"cropped to its bounding box with a margin of {config['margin']:g} of its width and height, "
+    fit = "stretched" if config["fit"] == "squash" else "padded"
+    size = f"{config['image_size']} x {config['image_size']} pixels"
+    augment = {"none": "no augmentation", "lab": "random flips and rotations", "strong": "strong augmentation"}
+    training = [augment[config["augment"]]]
+    if config["background"] != "keep":
+        training.append(f"a different background in half of the images ({config['background']})")
+    if config["teacher"]:
+        training.append(f"knowledge distillation from {config['teacher']}")
+    return (
+        f"Each image is {crop}{fit} to {size}, and normalised with the ImageNet mean and standard deviation. "
+        f"In training: {', '.join(training)}."
+    )
+
+
+def _results(scores: dict, rows: pd.DataFrame) -> list[str]:
+    """A table of scores with confidence intervals, which account for the choice of products and images."""
+    clusters = group_numbers(rows["product_id"])
+    intervals = {}
+    if clusters.max() > 0:  # the variance over products needs at least two
+        labels, predictions = rows["label"].to_numpy(), rows["prediction"].to_numpy()[None]
+        estimates = score_estimates(*leave_one_out(labels, predictions, clusters))
+        intervals = {metric: estimate.score_interval() for metric, estimate in estimates.items()}
+    cells = []
+    for metric, title in METRICS.items():
+        score = scores[metric]
+        cells.append([title, format_score(score, intervals[metric]) if intervals else f"{score:.3f}"])
+    cells.append(["log loss, nats", f"{scores['loss']:.3f}"])
+    unit = "products" if rows["product_id"].any() else "images"
+    return markdown_table([f"n = {scores['n']}", f"value [95 % confidence interval over {unit}]"], cells)

@@ -1,0 +1,248 @@
+"""Launchers, several processes, threads and memory."""
+
+import os
+import platform
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+import common.train
+import train_resnet
+from common.config import Interrupted, run
+from common.data.dataset import load_splits
+from common.data.sources import clean_category
+from common.launch import use_all_cores
+from common.metrics import scores
+from common.run_folder import RunFolder
+from tests.helpers import (
+    SCRIPTS,
+    SMALL,
+    config_of,
+    epoch_lines,
+    exit_code,
+    fork,
+    fork_script,
+    launch,
+    logits_of,
+    main,
+    read_json,
+    read_log,
+    read_predictions,
+    read_weights,
+    results,
+    signal_at,
+)
+
+TORCHRUN = ["torchrun", "--standalone", "--nproc_per_node", "2"]
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+# Launchers, started as by a user -----------------------------------------------------------------------------------
+
+
+def test_a_script_without_a_launcher(options, tmp_path):
+    done = launch([sys.executable, "train_custom_vit.py", *options("train_custom_vit")])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"finished: {tmp_path / 'out'}"
+    assert read_json(tmp_path / "out", "run.json")["processes"] == 1
+
+
+def test_accelerate_launch_with_the_projects_configuration(options, tmp_path):
+    line = options("train_custom_cnn", more="--crop --augment")
+    command = ["accelerate", "launch", "--config_file", "accelerate_config.yaml", "--mixed_precision", "bf16"]
+    done = launch([*command, "train_custom_cnn.py", *line])
+    assert done.returncode == 0, done.stderr
+    run = read_json(tmp_path / "out", "run.json")
+    assert run["mixed_precision"] == "bf16" and run["processes"] == 1
+
+
+@pytest.mark.slow
+def test_torchrun(options, train, tmp_path):
+    more = "--crop --augment strong"
+    done = launch([*TORCHRUN, "train_custom_vit.py", *options("train_custom_vit", "two", more)], ACCELERATE_USE_CPU="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 2/2") == 1, "only the main process prints"
+    assert read_json(tmp_path / "two", "run.json")["processes"] == 2
+    assert_same_run(train("train_custom_vit", "one", more), tmp_path / "two")
+
+
+@NO_GPU
+@pytest.mark.slow
+def test_processes_that_do_not_communicate_are_refused(options, tmp_path):
+    """torchrun without ACCELERATE_USE_CPU and without a GPU: each process would train alone, in the same folder."""
+    done = launch([*TORCHRUN, "train_custom_cnn.py", *options("train_custom_cnn")])
+    if done.returncode == 0:  # with accelerate before 1.13 they train together
+        assert read_json(tmp_path / "out", "run.json")["processes"] == 2
+    else:
+        assert "ACCELERATE_USE_CPU=1" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_real_process(options):
+    done = launch([sys.executable, "train_custom_cnn.py", *options("train_custom_cnn", more="--margin -1")])
+    assert done.returncode == 1 and done.stderr.startswith("error: --margin is -1.0") and not done.stdout
+
+
+# Several processes ---------------------------------------------------------------------------------------------------
+
+
+def assert_same_run(one, two):
+    """Asserts that logs, rows and losses are the same, except for rounding errors due to a different order."""
+    for a, b in zip(read_log(one), read_log(two), strict=True):
+        assert a.keys() == b.keys() and (a["step"], a["epoch"]) == (b["step"], b["epoch"])
+        for name in ("loss", "train_loss", "val_loss"):
+            assert a.get(name) == pytest.approx(b.get(name), abs=1e-4)
+    rows = read_predictions(two)
+    assert len(rows) == 48 == len({row["image_id"] for row in rows})
+    for a, b in zip(read_predictions(one), rows, strict=True):
+        assert (a["image_id"], a["label"]) == (b["image_id"], b["label"])
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "train_resnet"])
+def test_two_processes_train_as_one(train, options, script, tmp_path):
+    """Without batch norm, which computes its statistics for each process."""
+    more = "--crop --augment strong" + " --background swap" * (script == "train_custom_cnn")
+    assert exit_code(fork_script(script, options(script, "two", more), world=2)) == 0
+    assert read_json(tmp_path / "two", "run.json")["processes"] == 2
+    assert_same_run(train(script, "one", more), tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_two_processes_with_batch_norm_score_the_saved_weights(options, tmp_path):
+    argv = options("train_resnet", "two", "--crop --augment strong")
+    assert exit_code(fork_script("train_resnet", argv, world=2)) == 0
+    config = config_of("train_resnet", argv)
+    model = train_resnet.build_model(config, 12)
+    model.load_state_dict(read_weights(tmp_path / "two"))
+    val = load_splits(config)[1]
+    result = scores(val.labels.numpy(), logits_of(model, val).numpy())
+    assert result["loss"] == pytest.approx(epoch_lines(tmp_path / "two")[-1]["val_loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_each_val_row_once_on_any_number_of_processes(tmp_path, rows, parquet):
+    copies = [dict(row, image_id=f"{row['image_id']}-{copy}") for copy in range(7) for row in rows["val"]]
+    kinds = {clean_category(row["category"]) for row in rows["val"]}
+    train = [row for row in rows["train"] if clean_category(row["category"]) in kinds]
+    data = parquet({"train": train, "val": copies[:151]})
+
+    def predictions(world):
+        out = tmp_path / str(world)
+        line = f"--data {data} {SMALL['train_custom_vit']} --crop --augment strong --batch-size 12 --epochs 1"
+        argv = f"{line} --cache {tmp_path / 'cache'} --out {out}".split()
+        assert exit_code(fork_script("train_custom_vit", argv, world=world)) == 0
+        rows = read_predictions(out)
+        assert len(rows) == 151 == len({row["image_id"] for row in rows})
+        metrics = read_json(out, "metrics.json")
+        same = {name: metrics[name] for name in ("n", "accuracy", "precision", "recall", "f1", "macro_f1")}
+        return same, [(row["image_id"], row["prediction"]) for row in rows]
+
+    one = predictions(1)
+    assert all(predictions(world) == one for world in (2, 3, 4))
+
+
+@pytest.mark.slow
+def test_more_processes_than_val_rows(rows, parquet, cache, tmp_path):
+    kind = clean_category(rows["val"][0]["category"])
+    train = [row for row in rows["train"] if clean_category(row["category"]) == kind]
+    data = parquet({"train": train, "val": rows["val"][:1]})
+    line = f"--data {data} --cache {cache} --out {tmp_path / 'out'} --batch-size 4 --epochs 1"
+    argv = f"{line} {SMALL['train_custom_vit']}".split()
+    assert exit_code(fork_script("train_custom_vit", argv, world=2)) == 0
+    assert len(read_predictions(tmp_path / "out")) == 1
+
+
+def interrupted(script, argv, rank, step, number):
+    """Runs a script in which one process, or each if `rank` is None, receives a signal in step `step`."""
+    if rank in (None, int(os.environ["RANK"])):
+        common.train.train_step = signal_at(step, number)
+    run(lambda: main(script, argv))
+
+
+@pytest.mark.slow
+def test_two_processes_are_stopped_killed_and_resumed(options, tmp_path):
+    """Weights, results and all numbers in the log equal those of the uninterrupted run, bit for bit."""
+    script, output = "train_custom_vit", tmp_path / "output.txt"
+    more = "--crop --augment strong --dropout 0.1 --batch-size 4 --accumulate 2 --checkpoint-every 7"  # 24 steps
+    argv, parts = options(script, "parts", more), tmp_path / "parts"
+    assert exit_code(fork_script(script, options(script, "uninterrupted", more), world=2)) == 0
+
+    stopped = fork(interrupted, script, argv, 1, 3, signal.SIGTERM, output=output, world=2)
+    assert exit_code(stopped) == 75, "the other process learns of it at the next log line"
+    assert "stopped after step 10 of 24" in output.read_text()
+
+    resume = [*argv, "--resume"]
+    killed = fork(interrupted, script, resume, None, 17, signal.SIGKILL, output=output, world=2)
+    assert exit_code(killed) == -signal.SIGKILL
+    assert not (parts / "metrics.json").exists() and "from step 10," in output.read_text()
+
+    assert exit_code(fork_script(script, resume, output=output, world=2)) == 0
+    assert "from step 14," in output.read_text(), "between two log lines"
+    assert results(parts) == results(tmp_path / "uninterrupted")
+
+
+def stopped_with_a_slow_disk(script, argv, checkpoint):
+    """Runs a script that is stopped in step 2 and takes a second to write; checks that no process ends before that."""
+
+    def write_checkpoint(folder, state, write=RunFolder.write_checkpoint):
+        time.sleep(folder.is_main)
+        write(folder, state)
+
+    RunFolder.write_checkpoint = write_checkpoint
+    common.train.train_step = signal_at(2, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        main(script, argv)
+    assert checkpoint.exists()
+
+
+@pytest.mark.slow
+def test_no_process_ends_before_the_checkpoint_is_written(options, tmp_path):
+    """A launcher that sees one process end terminates the others, in the middle of their writing."""
+    script, checkpoint = "train_custom_vit", tmp_path / "out" / "checkpoint" / "last.pt"
+    argv = options(script, more="--checkpoint-every 100 --epochs 20")
+    assert exit_code(fork(stopped_with_a_slow_disk, script, argv, checkpoint, world=2)) == 0
+
+
+# Threads and memory --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_memory_is_kept_for_the_next_step():
+    """The second block is smaller, as a small object may have taken part of the space of the first by then."""
+    code = """
+import resource, torch
+from common.launch import keep_freed_memory
+keep_freed_memory()
+for size in (2**25, 2**24):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(size)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = launch([sys.executable, "-c", code])
+    first, second = map(int, done.stdout.split())
+    assert second < first / 10, f"page faults for 128 MB and then for 64 MB: {first} and {second}"
+
+
+def test_threads_under_a_launcher(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        use_all_cores()
+        assert torch.get_num_threads() == 1, "no launcher: torch's own choice stays"
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        use_all_cores()
+        assert torch.get_num_threads() == 1, "the user's choice stays"
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        use_all_cores()
+        allowed = len(os.sched_getaffinity(0))
+        assert torch.get_num_threads() == min(psutil.cpu_count(logical=False) or allowed, allowed)
+    finally:
+        torch.set_num_threads(before)
