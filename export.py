@@ -34,7 +34,7 @@ def main(argv=None):
     import numpy as np
     import torch
 
-    from common.deploy.formats import FORMATS, RawModel, metadata, verification_images
+    from common.deploy.formats import FORMATS, RawModel, metadata, verification_images, without_fused_attention
     from common.files import atomic_path
     from common.run_folder import read_run
 
@@ -43,8 +43,7 @@ def main(argv=None):
     path = options.output or options.run / f"model{SUFFIXES[options.to]}"
     pixels, checked = verification_images(finished)
     model = RawModel(finished.model()).eval()
-    torch.backends.mha.set_fastpath_enabled(False)  # a fused operation that other runtimes lack
-    with atomic_path(path) as partial:
+    with atomic_path(path) as partial, without_fused_attention():
         example = torch.zeros(2, *pixels[0].shape[1:], dtype=torch.uint8)  # N = 1 would be exported as a constant
         write(model, example, metadata(finished), partial)
         exported = read(partial)

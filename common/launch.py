@@ -75,7 +75,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for reuse, for the rest of this process.
 
     By default glibc returns the memory of large freed tensors to the operating system and maps it again, page by page,
-    in the next step. That takes up to half the time of a step on a CPU (see LOG.md).
+    in the next step. That takes up to half the time of a step on a CPU (see docs/performance.md).
     """
     if platform.libc_ver()[0] == "glibc":
         m_trim_threshold = -1  # from malloc.h

@@ -11,18 +11,17 @@ from common.metrics import METRICS, leave_one_out
 from common.stats import format_score, score_estimates
 
 
-def model_card(run: dict, notes: list[str], scores: dict, rows: pd.DataFrame) -> str:
+def model_card(name: str, run: dict, notes: list[str], scores: dict, rows: pd.DataFrame) -> str:
     """The text of the model card.
 
     Args:
+        name: the title of the card.
         run: the content of run.json.
         notes: sentences about the data (`common.data.audit.findings`).
         scores: the result of `common.metrics.scores`.
         rows: the val rows with product_id, label and prediction.
     """
     config, rows_used = run["config"], run["rows"]
-    recipe = "" if config["recipe"] == "default" else f"-{config['recipe']}"
-    name = f"{run['script']}{recipe}-{run['variant']}"
     where = " within their bounding box" if config["crop"] else ""
     bbox = " --bbox 40,60,200,180" if config["crop"] else ""
     data = f"`{config['data']}`, {rows_used['train']:,} train and {rows_used['val']:,} val rows"

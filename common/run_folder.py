@@ -84,10 +84,15 @@ def script_name(config: TrainConfig) -> str:
     return Path(str(sys.modules[type(config).__module__].__file__)).stem
 
 
+def run_name(config: TrainConfig) -> str:
+    """SCRIPT-VARIANT, with the recipe between them unless it is the default."""
+    recipe = "" if config.recipe == "default" else f"-{config.recipe}"
+    return f"{script_name(config)}{recipe}-{config.variant}"
+
+
 def folder_of(config: TrainConfig) -> Path:
     """`--out`, or runs/SCRIPT-VARIANT-sSEED."""
-    recipe = "" if config.recipe == "default" else f"-{config.recipe}"
-    return Path(config.out or f"runs/{script_name(config)}{recipe}-{config.variant}-s{config.seed}")
+    return Path(config.out or f"runs/{run_name(config)}-s{config.seed}")
 
 
 def claim_folder(folder: Path, resume: bool) -> None:
@@ -308,7 +313,7 @@ class RunFolder:
         save_figure(self.path / "confusion.png", confusion(self.val, logits))
         save_figure(self.path / "mistakes.png", mistakes(self.val, logits))
         with atomic_path(self.path / "README.md") as partial:
-            text = model_card(asdict(self.info), findings(self.report), result, rows)
+            text = model_card(run_name(self.config), asdict(self.info), findings(self.report), result, rows)
             partial.write_text(text, encoding="utf-8")
         epochs = [line for line in log if "val_accuracy" in line]
         last = {"epoch": self.config.epochs, "val_accuracy": result["accuracy"]}  # if the log has been deleted

@@ -8,7 +8,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; set bef
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from filelock import FileLock
 from matplotlib.figure import Figure
 
@@ -29,13 +28,6 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
-
-
-@pytest.fixture(autouse=True)
-def fast_attention():
-    """Re-enables fused attention, which export.py disables and which changes the last digits."""
-    yield
-    torch.backends.mha.set_fastpath_enabled(True)
 
 
 @pytest.fixture(scope="session")

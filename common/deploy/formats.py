@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,17 @@ def verification_images(run: FinishedRun) -> tuple[list[np.ndarray], str]:
         return [noise], "100 noise images"
     images = [val.pixels[val.index[i : i + EVAL_BATCH]] for i in range(0, len(val), EVAL_BATCH)]
     return images, f"{len(val)} val rows"
+
+
+@contextmanager
+def without_fused_attention() -> Iterator[None]:
+    """Switches off torch's fused attention, which other runtimes lack, and restores the setting at the end."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def metadata(run: FinishedRun) -> dict[str, str]:
