@@ -3,8 +3,9 @@
 python export.py RUN                       # RUN/model.onnx; needs the packages onnx, onnxruntime and onnxscript
 python export.py RUN --to pt2              # RUN/model.pt2, for torch.export.load
 
-The model takes raw crops, uint8 (N, 3, S, S) in RGB for any N, and returns logits, float32 (N, C). Class names, image
-size and preprocessing are in the file's metadata. The file is kept only if it agrees with PyTorch on the val split.
+The model takes raw crops, uint8 (N, 3, S, S) in RGB for any N, and returns logits, float32 (N, C). Class names and the
+preprocessing, step by step, are in the file's metadata. The file is kept only if it agrees with PyTorch on the val
+split. Beside an ONNX file, a script such as model_onnx.py classifies photos as predict.py does, with onnxruntime.
 """
 
 import argparse
@@ -34,13 +35,22 @@ def main(argv=None):
     import numpy as np
     import torch
 
-    from common.deploy.formats import FORMATS, RawModel, metadata, verification_images, without_fused_attention
+    from common.deploy.formats import (
+        FORMATS,
+        RawModel,
+        metadata,
+        script_path,
+        verification_images,
+        without_fused_attention,
+        write_script,
+    )
     from common.files import atomic_path
     from common.run_folder import read_run
 
     finished = read_run(options.run)
     write, read = FORMATS[options.to]
     path = options.output or options.run / f"model{SUFFIXES[options.to]}"
+    script = script_path(path) if options.to == "onnx" else None
     pixels, checked = verification_images(finished)
     model = RawModel(finished.model()).eval()
     with atomic_path(path) as partial, without_fused_attention():
@@ -59,6 +69,9 @@ def main(argv=None):
         same = int((names == finished.rows["prediction"].to_numpy()).sum())
         print(f"{same} of {len(actual)} predictions match predictions.csv")
     print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    if script:
+        write_script(script)
+        print(f"written: {script}, which classifies a photo with it")
     return path
 
 

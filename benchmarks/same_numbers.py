@@ -60,7 +60,7 @@ AFTER = {  # commands that use the runs, and the file to record; for export.py, 
     "export-onnx": ("export.py runs/cnn-crop", ""),
     "export-pt2": ("export.py runs/vit-crop --to pt2", ""),
 }
-LEFT_OUT = ("seconds", "images_per_second", "train_seconds", "sentence", "notes", "question", "reason")
+LEFT_OUT = ("seconds", "images_per_second", "train_seconds", "sentence", "notes", "question", "reason", "runs")
 
 
 def record(path: str) -> None:
@@ -105,7 +105,7 @@ def read_numbers(run: Path) -> dict:
 
 
 def without_words(value):
-    """`value` without times and without sentences, which may be reworded."""
+    """`value` without times, without the commits of runs and without sentences, which may be reworded."""
     if isinstance(value, dict):
         return {name: without_words(item) for name, item in value.items() if name not in LEFT_OUT}
     return [without_words(item) for item in value] if isinstance(value, list) else value

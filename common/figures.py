@@ -14,6 +14,8 @@ from common.data.dataset import ClassificationDataset
 from common.files import atomic_path
 from common.metrics import METRICS
 
+MAX_NAMED = 150  # classes in a confusion matrix
+
 matplotlib.rcParams["text.parse_math"] = False  # category names may contain $
 
 
@@ -58,14 +60,15 @@ def confusion(val: ClassificationDataset, logits: np.ndarray) -> Figure:
 
 
 def confusion_side(classes: Sequence[str]) -> float:
-    """Width and height in inches of a confusion matrix, with space for the class names."""
-    return min(2.5 + 0.45 * len(classes), 30)
+    """Width and height in inches of a confusion matrix, with space for the class names, if they are shown."""
+    return min(2.5 + 0.45 * len(classes), 30) if len(classes) <= MAX_NAMED else 14
 
 
 def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str]) -> None:
     """Draws the confusion matrix `counts` (C, C), with a row for each true class.
 
-    Colours show shares of the true class. With at most 60 classes, the counts are written into the cells.
+    Colours show shares of the true class. With at most 60 classes, the counts are written into the cells. With more
+    than `MAX_NAMED`, whose names would overlap, the axes show the numbers of the classes.
     """
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -73,6 +76,9 @@ def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str]) -> No
         text = f"{counts[row, column]:.1f}".removesuffix(".0")
         color = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+    if len(classes) > MAX_NAMED:
+        axis.set(xlabel="predicted (number of the class, in alphabetical order)", ylabel="true")
+        return
     axis.set_xticks(range(len(classes)), classes, rotation=90)
     axis.set_yticks(range(len(classes)), classes)
     axis.set(xlabel="predicted", ylabel="true")

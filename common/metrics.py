@@ -10,6 +10,7 @@ METRICS = {  # names and titles of the scores reported with intervals, in the or
     "f1": "weighted F1",
     "macro_f1": "macro F1",
 }
+MAX_COUNTS = 100_000  # numbers per array in `leave_one_out`
 
 
 def row_losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
@@ -82,17 +83,26 @@ def leave_one_out(labels: np.ndarray, predictions: np.ndarray, clusters: np.ndar
     classes, indices = np.unique(np.concatenate([labels, predictions.ravel()]), return_inverse=True)
     true = indices[: len(labels)]  # (N,)
     predictions = indices[len(labels) :].reshape(predictions.shape)
-    shape = (len(predictions), clusters.max() + 1, len(classes))
-    correct, predicted, support = (np.zeros(shape) for _ in range(3))
+    number, size = clusters.max() + 1, len(classes)
+    scores = np.empty((len(predictions), len(METRICS)))
+    without_cluster = np.empty((len(predictions), number, len(METRICS)))
     for s, prediction in enumerate(predictions):
-        np.add.at(support[s], (clusters, true), 1)
-        np.add.at(predicted[s], (clusters, prediction), 1)
         hit = prediction == true
-        np.add.at(correct[s], (clusters[hit], true[hit]), 1)
-    counts = correct, predicted, support
-    totals = [count.sum(1) for count in counts]
-    without_cluster = [total[:, None] - count for total, count in zip(totals, counts, strict=True)]
-    return scores_of_counts(*totals), scores_of_counts(*without_cluster)
+        # rows and their classes for each argument of `scores_of_counts`
+        counted = (clusters[hit], true[hit]), (clusters, prediction), (clusters, true)
+        totals = [np.bincount(of_class, minlength=size).astype(float) for _, of_class in counted]
+        scores[s] = scores_of_counts(*totals)
+        step = max(1, MAX_COUNTS // size)  # all clusters at once may need gigabytes
+        for first in range(0, number, step):
+            own = [(first <= cluster) & (cluster < first + step) for cluster, _ in counted]
+            rows = min(step, number - first)
+            counts = [
+                np.bincount((cluster[i] - first) * size + of_class[i], minlength=rows * size).reshape(rows, size)
+                for i, (cluster, of_class) in zip(own, counted, strict=True)
+            ]
+            without = [total - count for total, count in zip(totals, counts, strict=True)]
+            without_cluster[s, first : first + rows] = scores_of_counts(*without)
+    return scores, without_cluster
 
 
 def calibration_bins(probabilities: np.ndarray, correct: np.ndarray, bins: int = 10) -> np.ndarray:

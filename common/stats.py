@@ -141,16 +141,39 @@ def score_estimates(scores: np.ndarray, replicates: np.ndarray) -> dict[str, Est
     return {name: estimate(scores[:, k], replicates[:, :, k]) for k, name in enumerate(METRICS)}
 
 
+def rounded(value: float, digits: int, *limits: float, sign: str = "") -> str:
+    """`value` with `digits` decimals, or with more where these would show one of `limits` although it is another value.
+
+    With the limit 0.05, for example, 0.0498 is "0.0498" and not "0.05".
+    """
+    for limit in limits:
+        if abs(value - limit) < 1e-9:  # a rounding error
+            value = limit
+        while value != limit and round(value, digits) == limit:
+            digits += 1
+    return f"{value:{sign}.{digits}f}"
+
+
+def format_share(value: float, digits: int = 3) -> str:
+    """A number in [0, 1], such as "0.672"; only 0 and 1 themselves are printed as such."""
+    return rounded(value, digits, 0, 1)
+
+
 def format_score(value: float, interval: tuple[float, float], digits: int = 3) -> str:
     """A score with its interval, such as "0.672 [0.499, 0.808]"."""
-    low, high = interval
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    score, low, high = (format_share(v, digits) for v in (value, *interval))
+    return f"{score} [{low}, {high}]"
 
 
 def format_difference(value: float, interval: tuple[float, float]) -> str:
     """A difference of accuracies with its interval in percentage points, such as "+42.3 points [30.2, 54.4]"."""
-    low, high = interval
-    return f"{100 * value:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+    low, high = (rounded(100 * bound, 1, 0) for bound in interval)  # the side of zero that a bound is on is visible
+    return f"{rounded(100 * value, 1, 0, sign='+')} points [{low}, {high}]"
+
+
+def format_p(p: float, digits: int = 4) -> str:
+    """A p-value, such as "0.0123" or "< 0.0001", that is on the same side of 0.05 as `p`."""
+    return "< 0.0001" if p < 1e-4 else rounded(p, digits, 0, 0.05, 1)
 
 
 def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> float:

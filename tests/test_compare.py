@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -11,15 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import compare
 import predict
 import train_custom_cnn
 import train_custom_vit
+from common.compare import figures as compare_figures
 from common.compare.baselines import describe_pixels, find_baselines
 from common.compare.experiments import group_runs
-from common.compare.questions import ScoredExperiment, questions
+from common.compare.figures import forest
+from common.compare.questions import STEPS, STEPS_WITHOUT_CROP, ScoredExperiment, questions
 from common.compare.shortcuts import VIEWS, masked_views
 from common.compare.summary import (
     confused_pairs,
@@ -30,6 +34,7 @@ from common.compare.summary import (
 )
 from common.config import InputError, parse
 from common.data.crop import PAD_COLOR
+from common.figures import confusion_side, draw_confusion, save_figure
 from common.metrics import METRICS, calibration_error
 from common.run_folder import IDS, PREDICTED, find_runs, read_run
 from tests import helpers
@@ -51,7 +56,7 @@ def write_run(tmp_path):
     """A function that writes a run folder with the given predictions, in the format of a training script."""
 
     def write(script, options, predictions, labels=LABELS, products=PRODUCTS, shared=(), first=0):
-        config = parse(CONFIGS[script], options.split())
+        config = parse(CONFIGS[script], ["--data", "missing", *options.split()])
         folder = tmp_path / "runs" / f"{script}-{'-'.join(options.split()) or 'full'}".replace("/", "_")
         folder.mkdir(parents=True)
         run = {"script": script, "config": asdict(config), "classes": CLASSES, "data_fingerprint": "x"}
@@ -129,8 +134,32 @@ def test_harm_and_the_better_model_are_named(write_run):
     vit = write_run("train_custom_vit", "--crop --augment", wrong_in(range(110)))
     first, second = asked(crop, augment, vit)
     assert first.sentence.startswith("augmentation harms custom_cnn: -40.0 points [-")
-    assert second.sentence.startswith("custom_cnn beats custom_vit (crop-augment): +41.7 points [")
+    assert second.sentence.startswith("custom_vit loses to custom_cnn (crop-augment): -41.7 points [-")
     assert "single runs" in second.sentence
+
+
+@pytest.mark.parametrize(("cnn", "vit"), [(60, 110), (110, 60), (60, 62)], ids=["loses", "beats", "undecided"])
+def test_a_difference_has_one_sign_everywhere(write_run, tmp_path, monkeypatch, cnn, vit):
+    """It is that of the first model in the title: in the sentence, the table, the JSON file and the figure."""
+    for script, wrong in (("train_custom_cnn", cnn), ("train_custom_vit", vit)):
+        write_run(script, "--crop", wrong_in(range(wrong)))
+    drawn = []
+    monkeypatch.setattr(compare_figures, "forest", lambda answers: drawn.append(forest(answers)) or drawn[0])
+    answer = compare.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")])["questions"][0]
+    (point,) = [line.get_xdata()[0] for line in drawn[0].axes[0].lines if line.get_marker() == "o"]
+    shown = f"{100 * (cnn - vit) / 120:+.1f} points"
+    page = (tmp_path / "out" / "comparison.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| custom_vit vs.")]
+    assert answer["question"] == "custom_vit vs. custom_cnn, crop" and answer["b"] == "custom_vit crop"
+    assert answer["difference"] == pytest.approx((cnn - vit) / 120) == pytest.approx(point / 100)
+    assert shown in answer["sentence"] and shown in row and answer["sentence"].startswith("custom_vit ")
+
+
+def test_the_only_experiment_with_a_single_run_is_named(write_run):
+    full = write_run("train_custom_cnn", "", wrong_in(range(60)))
+    crops = [write_run("train_custom_cnn", f"--crop --seed {seed}", wrong_in(range(12 + seed))) for seed in (0, 1)]
+    (question,) = asked(full, *crops)
+    assert question.sentence.endswith(", from a single run of custom_cnn full: other seeds may differ")
 
 
 def test_five_rows_are_too_few_and_the_sentence_says_how_many_are_needed(write_run):
@@ -140,6 +169,13 @@ def test_five_rows_are_too_few_and_the_sentence_says_how_many_are_needed(write_r
     assert question.change.p_value() < 0.05 < question.p == pytest.approx(1 / 16), "McNemar's test decides"
     assert not question.decided and "crop, custom_cnn" in question.sentence
     assert "120 images, +4.2 points [" in question.sentence and "180 images" in question.sentence
+
+
+def test_p_values_in_a_sentence_are_on_their_side_of_the_threshold(write_run):
+    full, crop = (write_run("train_custom_cnn", options, wrong_in(range(30))) for options in ("", "--crop"))
+    question = replace(asked(full, crop)[0], p=0.0496, holm_p=0.0504)
+    assert question.sentence.endswith("; p = 0.0496 alone, but 0.0504 after correction for all questions")
+    assert "; p < 0.0001 alone, but 0.120 after" in replace(question, p=1e-5, holm_p=0.12).sentence
 
 
 def test_equal_predictions_have_an_interval_of_positive_width(write_run):
@@ -196,6 +232,11 @@ def test_comparisons_of_variants_without_a_crop_run(write_run):
     assert question.title == "custom_cnn: crop-strong vs. crop-augment" and question.decided
     titles = [question.title for question in asked(*runs)]
     assert titles == ["custom_cnn: crop-augment vs. crop", "custom_cnn: crop-strong vs. crop"]
+
+
+def test_no_two_questions_about_a_model_have_the_same_name():
+    kinds = [kind for *_, kind in STEPS + STEPS_WITHOUT_CROP]
+    assert len(set(kinds)) == len(kinds), "their sentences would differ only in the numbers"
 
 
 @pytest.mark.parametrize(
@@ -285,8 +326,21 @@ def test_numbers_of_an_experiment_are_json(three_seeds):
     assert found["accuracy_of_seeds"] == [70 / 120] * 3 and found["sd_over_seeds"] == pytest.approx(0)
     errors = [calibration_error(np.full(120, 0.9), right.astype(float)) for right in one.correct]
     assert found["calibration_error"] == pytest.approx(np.mean(errors)) and found["log_loss"] == 0.5
-    assert (found["parameters"], found["images_per_second"], found["seconds"]) == (1000, 100, 12)
-    assert len(found["runs"]) == 3
+    assert found["parameters"] == 1000 and len(found["runs"]) == 3
+
+
+def test_rows_without_a_product_are_not_counted_as_products(write_run, tmp_path):
+    run = write_run("train_custom_cnn", "", LABELS, products=[""] * 4 + PRODUCTS[4:])
+    assert compare.main([str(run), "--out", str(tmp_path)])["experiments"][0]["products"] == 58
+    assert "120 val images of 58 products (4 without a product id, each of" in (tmp_path / "comparison.md").read_text()
+
+
+def test_experiments_of_equal_accuracy_are_named(write_run, tmp_path):
+    for options, wrong in (("", 20), ("--crop", 10), ("--crop --augment", 10)):
+        write_run("train_custom_cnn", options, wrong_in(range(wrong)))
+    compare.main([str(tmp_path / "runs"), "--out", str(tmp_path)])
+    words = "custom_cnn crop, which has the highest accuracy, as have custom_cnn crop-augment:"
+    assert words in (tmp_path / "comparison.md").read_text()
 
 
 def test_single_seeds_and_shared_products_are_notes(write_run):
@@ -380,6 +434,37 @@ def test_folders_without_a_run_are_refused(tmp_path):
         find_runs([str(tmp_path)])
 
 
+# How the runs were made ----------------------------------------------------------------------------------------------
+
+
+def test_settings_that_differ_are_columns(write_run, tmp_path):
+    for seed in (0, 1):
+        run = write_run("train_custom_cnn", f"--crop --limit 120 --epochs 10 --seed {seed}", LABELS)
+        edit_json(run, "run.json", commit=f"{seed + 1}" * 40 + "-dirty", command=f"train_custom_cnn.py --seed {seed}")
+    vit = write_run("train_custom_vit", "--crop --limit 120 --epochs 5", LABELS)
+    edit_json(vit, "run.json", commit="1" * 40, versions={"torch": "2.9.0"})
+    comparison = compare.main([str(vit.parent), "--out", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "comparison.md").read_text().rpartition("## Runs")[2]
+    assert re.search(r"\| limit +\| 120 ", page) and re.search(r"\| fingerprint +\| x ", page)
+    assert not re.search(r"\| (epochs|commit|torch) +\| .* \|$", page.partition("The commands")[0], re.MULTILINE)
+    header, _, cnn, vit = (re.split(r" *\| *", line)[1:-1] for line in page.strip().splitlines()[-4:])
+    assert header == ["experiment", "seeds", "epochs", "commit", "torch", "command"]
+    dirty = "111111111111-dirty, 222222222222-dirty"
+    assert cnn == ["custom_cnn crop", "0, 1", "10", dirty, "none", "`python train_custom_cnn.py --seed 0`"]
+    assert vit == ["custom_vit crop", "0", "5", "1" * 12, "2.9.0", "not recorded"]
+    run = comparison["experiments"][0]["runs"][1]
+    assert run["config"]["seed"] == 1 and run["commit"] == "2" * 40 + "-dirty" and run["folder"].endswith("seed-1")
+
+
+def test_folds_are_summarised(folds, tmp_path):
+    for fold, train_rows in zip(folds, (70, 90, 80), strict=True):
+        edit_json(fold, "run.json", rows={"train": train_rows, "val": 40})
+    compare.main([*map(str, folds), "--out", str(tmp_path)])
+    page = (tmp_path / "comparison.md").read_text()
+    assert re.search(r"\| train rows +\| 70 to 90 ", page) and re.search(r"\| val rows +\| 40 ", page)
+    assert re.search(r"\| split by +\| product_id:1/3, product_id:2/3, product_id:3/3 ", page)
+
+
 # Baselines -----------------------------------------------------------------------------------------------------------
 
 
@@ -471,6 +556,28 @@ def test_the_page_has_all_sentences_figures_and_new_products(comparison, found):
     assert "15 rows of products not in train" in page.replace("&nbsp; ", "")
 
 
+def test_the_page_and_the_file_say_how_the_runs_were_made(comparison, found, runs):
+    page = (comparison / "comparison.md").read_text()
+    info = read_json(runs["crop"], "run.json")
+    settings = dict(re.findall(r"^\| ([\w ]+?) +\| (.*?) +\|$", page.rpartition("## Runs")[2], flags=re.MULTILINE))
+    expected = {"data": "sample", "fingerprint": info["data_fingerprint"][:16], "train rows": "491", "val rows": "130"}
+    expected |= {"limit": "0", "split by": "none", "recipe": "default", "epochs": "1", "image size": "32"}
+    expected |= {"torch": info["versions"]["torch"]}
+    assert expected.items() <= settings.items() and settings["commit"].startswith((info["commit"] or "none")[:12])
+    assert f"`python {info['command']}`" in page
+    entry = found["experiments"][1]["runs"][0]
+    assert {name: entry[name] for name in ("config", "command", "versions", "commit", "rows")} == {
+        name: info[name] for name in ("config", "command", "versions", "commit", "rows")
+    }
+
+
+def test_a_comparison_has_no_speeds(comparison):
+    """The runs may have shared the machine with others."""
+    for name in ("comparison.md", "comparison.json"):
+        text = (comparison / name).read_text()
+        assert not re.search("images/s|per_second|seconds|training", text)
+
+
 @pytest.mark.parametrize("name", ["experiments", "differences", "confusion", "reliability"])
 def test_figures_of_a_comparison(comparison, name):
     with Image.open(comparison / f"{name}.png") as picture:
@@ -537,6 +644,11 @@ def test_shortcuts_are_scored_in_every_view(runs, tmp_path):
     metrics = read_json(run, "metrics.json")
     assert set(result["accuracy"]) == set(VIEWS)
     assert result["accuracy"]["as trained"]["value"] == pytest.approx(metrics["accuracy"]), "the saved weights"
+    product, background = (result["accuracy"][f"{part} alone"]["value"] for part in ("product", "background"))
+    question = result["product_against_background"]
+    assert question["question"].startswith("product alone vs. background alone")
+    assert question["difference"] == pytest.approx(product - background)
+    assert f"{100 * (product - background):+.1f} points" in question["sentence"]
     assert read_json(tmp_path, "shortcuts.json") == [result]
     assert (tmp_path / f"shortcuts-{run.parent.name}-{run.name}.png").exists()
 
@@ -555,6 +667,27 @@ def test_weights_of_other_classes_are_refused(runs):
     run = read_run(runs["vit"])
     with pytest.raises(InputError, match=f"weights in {run.folder} .*run.json"):
         replace(run, info=replace(run.info, classes=["a", "b"])).model()
+
+
+def test_a_confusion_matrix_of_a_thousand_classes_is_a_small_picture(tmp_path):
+    """Names that would overlap are left out: their layout took most of a minute."""
+    classes = [f"category_{i:04}" for i in range(1000)]
+    side = confusion_side(classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    draw_confusion(axis, np.eye(1000), classes)
+    save_figure(tmp_path / "confusion.png", figure)
+    assert len(axis.get_xticks()) < 20 and len(axis.get_yticks()) < 20
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) < 2000 and len(picture.convert("L").getcolors(256)) > 10
+
+
+@pytest.mark.parametrize("number", [12, 150])
+def test_a_confusion_matrix_shows_the_names_of_up_to_150_classes(number):
+    axis = Figure().subplots()
+    classes = [f"c{i}" for i in range(number)]
+    draw_confusion(axis, np.eye(number), classes)
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == classes
 
 
 @pytest.fixture

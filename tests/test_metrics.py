@@ -1,5 +1,7 @@
 """Scores, compared with manually computed values and with scikit-learn."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
@@ -66,6 +68,20 @@ def test_scores_of_counts_are_scikit_learns(n, classes):
         np.testing.assert_allclose(scores_of_counts(right, *counts), expected, rtol=0, atol=1e-12)
         of_a_run = scores(labels, np.eye(classes)[predictions])
         np.testing.assert_allclose([of_a_run[name] for name in METRICS], expected, rtol=0, atol=1e-12)
+
+
+def test_leaving_out_many_clusters_of_many_classes_takes_little_memory():
+    """They are counted in parts: 4 seeds, 1,500 clusters and 400 classes would fill three arrays of 19 MB."""
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(400, size=3000), rng.integers(400, size=(4, 3000))
+    clusters = np.arange(3000) % 1500
+    tracemalloc.start()
+    _, without = leave_one_out(labels, predictions, clusters)
+    assert tracemalloc.get_traced_memory()[1] < 15e6
+    tracemalloc.stop()
+    for cluster in (0, 249, 250, 1499):  # the first and last of a part
+        kept = clusters != cluster
+        np.testing.assert_allclose(without[3, cluster], sklearn_scores(labels[kept], predictions[3, kept]), atol=1e-12)
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["numbers", "class names"])

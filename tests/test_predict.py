@@ -1,6 +1,7 @@
 """predict.py and export.py: a finished run that was moved gives the same predictions again."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from PIL import Image
+from PIL import Image, ImageOps
 
 import export
 import predict
@@ -25,7 +26,7 @@ from common.deploy.classify import decode_crop
 from common.deploy.inputs import read_inputs
 from common.metrics import METRICS
 from common.run_folder import read_run
-from tests.helpers import READABLE, SAMPLE, SCRIPTS, UNREADABLE, edit_json, encode, photo, read_json, stored
+from tests.helpers import READABLE, SAMPLE, SCRIPTS, UNREADABLE, edit_json, encode, launch, photo, read_json, stored
 
 VAL = str(SAMPLE / "val-00000-of-00001.parquet")
 CNN = "train_custom_cnn"
@@ -319,7 +320,7 @@ def test_a_table_whose_name_looks_like_a_glob(whole, tmp_path):
 
 
 def run_pt2(path, images):
-    texts = {"labels.txt": "", "preprocessing.txt": ""}
+    texts = {"labels.txt": "", "preprocessing.txt": "", "preprocessing_steps.txt": ""}
     logits = torch.export.load(path, extra_files=texts).module()(torch.from_numpy(images)).detach().numpy()
     return logits, {name.removesuffix(".txt"): text for name, text in texts.items()}
 
@@ -352,8 +353,113 @@ def test_an_exported_model_predicts_the_same(finished_run, script, kind, tmp_pat
     logits, texts = {"onnx": run_onnx, "pt2": run_pt2}[kind](path, val.pixels[val.index[:7]])
     labels, crop = json.loads(texts["labels"]), json.loads(texts["preprocessing"])
     assert labels == run.info.classes
+    assert crop.pop("formats") == ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
     assert crop == {"crop": True, "margin": 0.1, "fit": "pad", "image_size": 32, "pad_color": [124, 116, 104]}
+    for words in ("extended by 0.1 x its width", "BILINEAR", "image.draft", "32 x 32 pixels of the RGB", "0.485"):
+        assert words in texts["preprocessing_steps"]
     assert [labels[i] for i in logits.argmax(1)] == run.rows["prediction"].tolist()[:7]
+
+
+WITHOUT_PROJECT = """
+import json, runpy, sys
+for name in ("torch", "torchvision", "datasets", "accelerate", "scipy", "common"):
+    sys.modules[name] = None  # importing it fails
+script, model, files = sys.argv[1], sys.argv[2], json.load(open(sys.argv[3]))
+functions = runpy.run_path(script)
+session = functions["onnxruntime"].InferenceSession(model)
+results = {}
+for path, box in files.items():
+    try:
+        results[path] = functions["classify"](session, path, box)
+    except (OSError, ValueError) as error:
+        results[path] = str(error)
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture
+def photos_of_any_kind(tmp_path, rows):
+    """Paths of image files and a box in each: all kinds of files, and photos that are decoded at a reduced scale."""
+    large = Image.open(io.BytesIO(rows["val"][0]["image"]["bytes"])).convert("RGB").resize((1500, 2000))
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    files = {name: make() for name, make in READABLE.items()} | {
+        "large.jpg": encode(large),
+        "large_turned.jpg": encode(large, exif=tags),
+        "large_cmyk.jpg": encode(large.convert("CMYK")),
+        "large_grey.jpg": encode(large.convert("L")),
+        "large.png": encode(large, "PNG"),
+        "odd.jpg": encode(large.crop((0, 0, 1237, 1003)), exif=tags),
+        "wide.jpg": encode(large.crop((0, 0, 1500, 90))),
+        "turned.tiff": encode(photo(), "TIFF", exif=tags),
+    }
+    boxes = {}
+    for name, content in files.items():
+        path = tmp_path / "files" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        with Image.open(path) as image:
+            width, height = ImageOps.exif_transpose(image).size
+        boxes[str(path)] = [0.125 * width, 0.26 * height, 0.61 * width, 0.7 * height]
+    return boxes
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--crop", pytest.param("--crop --fit squash", marks=pytest.mark.slow), pytest.param("", marks=pytest.mark.slow)],
+)
+def test_the_script_beside_an_onnx_file_predicts_the_same(finished_run, options, photos_of_any_kind, tmp_path):
+    pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    run, model, csv_file = finished_run(CNN, options), tmp_path / "a model.onnx", tmp_path / "boxes.csv"
+    export.main([str(run), "--output", str(model)])
+    with open(csv_file, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "x", "y", "width", "height"])
+        writer.writerows([Path(path).name, *box] for path, box in photos_of_any_kind.items())
+    expected = predict.main([str(run), str(tmp_path / "files"), "--boxes", str(csv_file), "--top-k", "12"])
+    (tmp_path / "boxes.json").write_text(json.dumps(photos_of_any_kind))
+    script = tmp_path / "a model_onnx.py"
+    arguments = [script, model, tmp_path / "boxes.json"]
+    done = launch([sys.executable, "-I", "-c", WITHOUT_PROJECT, *map(str, arguments)])
+    actual = {Path(path).name: result for path, result in json.loads(done.stdout).items()}
+    assert len(expected) == len(actual) and sum(not result["error"] for result in expected) > 22
+    for result in expected:
+        found = actual[result["image"]]
+        if result["error"]:
+            assert isinstance(found, str), result
+            continue
+        assert found[0][0] == result["category"], result
+        assert dict(found) == pytest.approx(dict(result["top"]), abs=1e-5), result
+
+    # the command line
+    (result,) = [result for result in expected if result["image"] == "odd.jpg"]
+    odd, eps = str(tmp_path / "files" / "odd.jpg"), tmp_path / "eps.jpg"
+    eps.write_bytes(encode(photo(), "EPS"))
+    box = ",".join(map(str, photos_of_any_kind[odd]))
+    done = launch([sys.executable, "-I", str(script), odd, "--bbox", box])
+    label, probability = done.stdout.splitlines()[0].split()
+    assert (label, float(probability)) == (result["category"], pytest.approx(result["probability"], abs=1e-4))
+    wrong = {"missing.jpg --bbox 1,2,3,4": "missing.jpg", f"{odd} --bbox 1,2,3,x": "'x'"}
+    wrong |= {f"{eps} --bbox 1,2,3,4": "cannot identify"} | ({odd: "give the box"} if "--crop" in options else {})
+    for line, words in wrong.items():
+        done = launch([sys.executable, "-I", str(script), *line.split()])
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_script_of_another_origin_is_not_replaced(cropped, tmp_path):
+    script = tmp_path / "model_onnx.py"
+    script.write_text("my own work")
+    with pytest.raises(InputError, match=f"{script}, .* file of yours"):
+        export.main([cropped, "--output", str(tmp_path / "model.onnx")])
+    assert script.read_text() == "my own work" and not (tmp_path / "model.onnx").exists()
+    formats.write_script(script)
+    assert formats.script_path(tmp_path / "model.onnx") == script, "the script of an earlier export is replaced"
+
+
+def test_the_script_is_for_onnx_alone(cropped, tmp_path):
+    export.main([cropped, "--to", "pt2", "--output", str(tmp_path / "model.pt2")])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
 def test_an_export_that_disagrees_with_pytorch_is_not_kept(cropped, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from common.stats import (
     difference,
     estimate,
     format_difference,
+    format_p,
     format_score,
     holm,
     mcnemar,
@@ -199,3 +200,20 @@ def test_with_six_seeds_8_points_are_found_as_often_as_theory_says():
     assert np.mean(changes) == pytest.approx(0.08, abs=0.005) and PRIORS.sum() == pytest.approx(1)
     power = scipy_stats.norm.sf(1.96 - 0.08 / np.std(changes))
     assert (p_values(world, 600, seed=1).max(1) < 0.05).mean() == pytest.approx(power, abs=0.05)
+
+
+def test_rounding_does_not_change_what_a_number_says():
+    """A side of zero or of 0.05, and perfect scores, are as visible as in the number itself."""
+    assert format_difference(0.0, (-0.00042, 0.00042)) == "+0.0 points [-0.04, 0.04]"
+    assert format_difference(-0.0001, (-0.1, 0.0003)) == "-0.01 points [-10.0, 0.03]"
+    assert format_difference(-1e-17, (-0.05, 0.05)) == "+0.0 points [-5.0, 5.0]", "a rounding error is zero"
+    assert format_score(0.9996, (0.9984, 1.0)) == "0.9996 [0.998, 1.000]"
+    assert format_score(1.0, (0.0002, 1 - 1e-16), digits=2) == "1.00 [0.0002, 1.00]"
+    assert [format_p(p) for p in (0.04998, 0.05, 0.050004, 0.00004, 1.0)] == [
+        "0.04998",
+        "0.0500",
+        "0.050004",
+        "< 0.0001",
+        "1.0000",
+    ]
+    assert [format_p(p, 3) for p in (0.0498, 0.0004, 0.02712)] == ["0.0498", "0.0004", "0.027"]

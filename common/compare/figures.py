@@ -11,6 +11,7 @@ from sklearn.metrics import confusion_matrix
 from common.compare.questions import Question, ScoredExperiment
 from common.figures import confusion_side, draw_confusion
 from common.metrics import calibration_bins
+from common.stats import format_share
 
 VARIANT_COLORS = {
     "full": "#9aa5b1",
@@ -38,7 +39,7 @@ def bars(scored_experiments: Sequence[ScoredExperiment], baselines: Sequence[Sco
         axis.plot([low, high], [y, y], color="black", linewidth=1.2)
         if len(scored.correct) > 1:
             axis.plot(scored.correct.mean(1), np.full(len(scored.correct), y + 0.2), "k.", markersize=3)
-        axis.text(high + 0.01, y, f"{accuracy.value:.3f}", va="center", fontsize=9)
+        axis.text(high + 0.01, y, format_share(accuracy.value), va="center", fontsize=9)
     axis.set(xlim=(0, 1.05), xlabel=f"val accuracy with 95 % confidence interval ({rows[0].n} images); dots: seeds")
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
@@ -56,7 +57,7 @@ def forest(questions: Sequence[Question]) -> Figure:
         axis.plot(100 * question.change.value, y, "o", color=color, markerfacecolor=face, markersize=6)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_xlabel(
-        "difference in accuracy, percentage points, with 95 % confidence interval\n"
+        "difference in accuracy (first minus second), percentage points, with 95 % confidence interval\n"
         "(filled: distinguishable after Holm's correction)"
     )
     axis.grid(axis="x", alpha=0.3)
@@ -84,7 +85,7 @@ def confusions(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
         predictions = scored.experiment.predictions
         counts = sum(confusion_matrix(scored.labels, row, labels=classes) for row in predictions)
         draw_confusion(axis, counts / len(predictions), classes)
-        title = f"{scored.name}: accuracy {scored.estimates['accuracy'].value:.3f}"
+        title = f"{scored.name}: accuracy {format_share(scored.estimates['accuracy'].value)}"
         axis.set_title(fill(title, 2 * LABEL_WIDTH), fontsize=11)
     return figure
 

@@ -1,11 +1,12 @@
 """A comparison as Markdown text and tables, for comparison.md and the terminal."""
 
+import re
 from collections.abc import Sequence
 
 from common.compare.questions import Question, ScoredExperiment
 from common.files import markdown_table
 from common.metrics import METRICS
-from common.stats import Estimate, format_difference, format_score
+from common.stats import Estimate, format_difference, format_p, format_score, format_share, rounded
 
 P_VALUES = (
     "Each interval is for one question alone. Decisions are based on p after Holm's correction for all questions. p is "
@@ -23,11 +24,14 @@ def markdown(
 ) -> str:
     """The text of comparison.md, which shows the figures beside it; `comparison` is the content of comparison.json."""
     first = scored_experiments[0]
-    products = first.clusters.max() + 1
     experiments = comparison["experiments"]
+    images = f"{first.n} val images" + (f" of {first.products} products" if first.products else "")
+    without_id = int((first.experiment.ids["product_id"] == "").sum())
+    if without_id:
+        images += f" ({without_id} without a product id, each of which counts as a separate product)"
     sections = [
         "# Comparison",
-        f"{first.n} val images of {products} products. Brackets contain 95 % confidence intervals, which account for "
+        f"{images}. Brackets contain 95 % confidence intervals, which account for "
         "the choice of products and images and, for experiments with several seeds, for the choice of seeds.",
         [f"- {sentence}" for sentence in [*(question.sentence for question in questions), *comparison["notes"]]],
         "![Accuracy of each experiment](experiments.png)",
@@ -51,26 +55,22 @@ def markdown(
             "that predict this class, each weighted by its probability.",
             markdown_table(["image", "label", "predicted", "weight"], rows),
         ]
+    sections += ["## Runs", *run_sections(experiments)]
     return "\n\n".join(part if isinstance(part, str) else "\n".join(part) for part in sections if part) + "\n"
 
 
 def score_table(scored_experiments: Sequence[ScoredExperiment], baselines: Sequence[ScoredExperiment]) -> list[str]:
-    """All scores with their intervals, and the size and speed of the models."""
-    header = ["experiment", "seeds", *METRICS.values(), "sd over seeds", "parameters", "images/s", "training"]
+    """All scores with their intervals, and the number of parameters."""
+    header = ["experiment", "seeds", *METRICS.values(), "sd over seeds", "parameters"]
     rows = []
     for scored in [*scored_experiments, *baselines]:
         experiment = scored.experiment
-        seeds, size_and_speed = "", ["", "", ""]
+        seeds, parameters = "", ""
         if experiment.runs:
-            seeds = str(len(scored.correct))
-            size_and_speed = [
-                f"{experiment.mean_of('parameters') / 1e6:.1f} M",
-                f"{experiment.mean_of('images_per_second'):,.0f}",
-                f"{experiment.mean_of('seconds'):,.0f} s",
-            ]
-        sd = f"{scored.correct.mean(1).std(ddof=1):.3f}" if len(scored.correct) > 1 else ""
+            seeds, parameters = str(len(scored.correct)), f"{experiment.mean_of('parameters'):,.0f}"
+        sd = format_share(scored.correct.mean(1).std(ddof=1)) if len(scored.correct) > 1 else ""
         cells = [_with_interval(scored.estimates[name]) for name in METRICS]
-        rows.append([scored.name, seeds, *cells, sd, *size_and_speed])
+        rows.append([scored.name, seeds, *cells, sd, parameters])
         if scored.unseen:
             title = f"&nbsp; {scored.unseen.n} rows of products not in train"
             accuracy = _with_interval(scored.unseen.estimates["accuracy"])
@@ -84,7 +84,8 @@ def short_table(scored_experiments: Sequence[ScoredExperiment], baselines: Seque
     for scored in [*scored_experiments, *baselines]:
         accuracy, f1 = (_with_interval(scored.estimates[name]) for name in ("accuracy", "f1"))
         unseen = _with_interval(scored.unseen.estimates["accuracy"]) if scored.unseen else ""
-        rows.append([scored.name, str(len(scored.correct)), accuracy, f1, unseen])
+        seeds = str(len(scored.correct)) if scored.experiment.runs else ""
+        rows.append([scored.name, seeds, accuracy, f1, unseen])
     return markdown_table(["experiment", "seeds", "accuracy", "F1", "accuracy on unseen products"], rows)
 
 
@@ -94,36 +95,77 @@ def question_table(questions: Sequence[Question]) -> list[str]:
     for question in questions:
         difference = format_difference(question.change.value, question.change.interval())
         p_values = (question.p, question.holm_p, question.mcnemar_p, question.seeds_p)
-        rows.append([question.title, difference, *map(_format_p, p_values)])
+        rows.append([question.title, difference, *("" if p is None else format_p(p) for p in p_values)])
     return markdown_table(["question", "difference", "p", "p (Holm)", "McNemar", "seeds"], rows)
 
 
 def class_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
-    """Scores per class of the most accurate experiment, with an interval for the recall, and its most confused pairs.
+    """Scores per class of the most accurate experiment, the first of equals; with an interval for the recall, and its
+    most confused pairs.
 
     `experiments` are the entries of comparison.json.
     """
     best = max(experiments, key=lambda experiment: experiment["accuracy"]["value"])
+    highest = best["accuracy"]["value"] - 1e-9  # without rounding errors
+    equals = [e["name"] for e in experiments if e["accuracy"]["value"] > highest and e is not best]
+    title = f"{best['name']}, the most accurate experiment:" if len(experiments) > 1 else f"{best['name']}:"
+    if equals:
+        title = f"{best['name']}, which has the highest accuracy, as have {', '.join(equals)}:"
     rows = []
     for name, scores in best["classes"].items():
         recall = format_score(scores["recall"], scores["interval"], digits=2)
-        rows.append([name, str(scores["rows"]), f"{scores['precision']:.2f}", recall, f"{scores['f1']:.2f}"])
+        precision, f1 = format_share(scores["precision"], 2), format_share(scores["f1"], 2)
+        rows.append([name, str(scores["rows"]), precision, recall, f1])
     pairs = [f"{p['true']} predicted as {p['predicted']} ({p['rows']:.1f} rows)" for p in best["confused"]]
     confused = f"Most confused: {'; '.join(pairs)}." if pairs else ""
     scores = markdown_table(["class", "rows", "precision", "recall", "F1"], rows)
-    return [f"{best['name']}, the most accurate experiment:", scores, confused]
+    return [title, scores, confused]
 
 
 def calibration_table(experiments: Sequence[dict]) -> list[str]:
     """Calibration error and log loss of each entry of comparison.json."""
-    rows = [[e["name"], f"{e['calibration_error']:.3f}", f"{e['log_loss']:.3f}"] for e in experiments]
+    rows = [[e["name"], format_share(e["calibration_error"]), rounded(e["log_loss"], 3, 0)] for e in experiments]
     return markdown_table(["experiment", "expected calibration error", "log loss (nats)"], rows)
 
 
-def _format_p(p: float | None) -> str:
-    if p is None:
-        return ""
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+def run_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
+    """How the runs were made: what they have in common, and a table of what differs, with a command per experiment.
+
+    `experiments` are the entries of comparison.json, whose "runs" have all options, commands and versions.
+    """
+    settings = [_settings(experiment["runs"]) for experiment in experiments]
+    differ = [name for name, value in settings[0].items() if any(other[name] != value for other in settings)]
+    shared = [[name, value] for name, value in settings[0].items() if name not in differ]
+    rows = []
+    for experiment, values in zip(experiments, settings, strict=True):
+        seeds = ", ".join(map(str, experiment["seeds"]))
+        command = f"`python {experiment['runs'][0]['command']}`" if experiment["runs"][0]["command"] else "not recorded"
+        rows.append([experiment["name"], seeds, *(values[name] for name in differ), command])
+    return [
+        markdown_table(["setting", "value in all runs"], shared) if shared else [],
+        "The commands are those of each experiment's first run; comparison.json has the command and all options of "
+        "each run.",
+        markdown_table(["experiment", "seeds", *differ, "command"], rows),
+    ]
+
+
+def _settings(runs: Sequence[dict]) -> dict[str, str]:
+    """Names and values of the main settings of an experiment's runs, entries of comparison.json."""
+    options = ("limit", "split_by", "bad_rows", "recipe", "epochs", "image_size")
+    values: dict[str, list] = {"data": [run["config"].get("data", "") for run in runs]}
+    values["fingerprint"] = [run["data_fingerprint"][:16] for run in runs]
+    values |= {f"{split} rows": [run["rows"].get(split, "") for run in runs] for split in ("train", "val")}
+    values |= {name.replace("_", " "): [run["config"].get(name, "") for run in runs] for name in options}
+    values["commit"] = [re.sub(r"(?<=^[0-9a-f]{12})[0-9a-f]+", "", run["commit"] or "") for run in runs]
+    values["torch"] = [run["versions"].get("torch", "") for run in runs]
+    return {name: _listed(list(dict.fromkeys(each))) for name, each in values.items()}
+
+
+def _listed(values: list) -> str:
+    """Distinct values as text: "default", "2 to 5" for more than two numbers, "none" for nothing."""
+    if len(values) > 2 and all(isinstance(value, int) for value in values):
+        return f"{min(values):,} to {max(values):,}"
+    return ", ".join(str(value) if value != "" else "none" for value in values)
 
 
 def _with_interval(score: Estimate) -> str:

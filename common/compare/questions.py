@@ -16,6 +16,7 @@ from common.stats import (
     Estimate,
     difference,
     format_difference,
+    format_p,
     holm,
     mcnemar,
     rows_needed,
@@ -23,16 +24,16 @@ from common.stats import (
     seeds_p_value,
 )
 
-STEPS = (  # pairs of variants to compare, and what the second one adds
+STEPS = (  # pairs of variants to compare, and what the second one adds, which names the question in its sentence
     ("full", "crop", "crop"),
     ("crop", "crop-augment", "augmentation"),
     ("crop", "crop-strong", "strong augmentation"),
-    ("full", "full-augment", "augmentation"),
-    ("full", "full-strong", "strong augmentation"),
+    ("full", "full-augment", "augmentation without the crop"),
+    ("full", "full-strong", "strong augmentation without the crop"),
 )
 STEPS_WITHOUT_CROP = (  # further pairs for models that have no run of the variant "crop"
     ("full", "crop-augment", "crop and augmentation"),
-    ("crop-augment", "crop-strong", "strong augmentation"),
+    ("crop-augment", "crop-strong", "strong instead of lab augmentation"),
 )
 
 
@@ -53,6 +54,7 @@ class ScoredExperiment:
         self.predictions = experiment.predictions[:, chosen]  # (S, N) class names
         self.classes = np.unique(np.concatenate([self.labels, self.predictions.ravel()]))
         self.clusters = group_numbers(ids["product_id"])  # (N,) int, equal for rows of the same product
+        self.products = int(ids["product_id"][ids["product_id"] != ""].nunique())  # without rows that have no id
         self.correct = self.predictions == self.labels  # (S, N) bool
         if self.clusters.max() == 0:
             raise InputError(
@@ -85,7 +87,7 @@ class ScoredExperiment:
 
 @dataclass
 class Question:
-    """Whether `b` is more accurate than `a`."""
+    """Whether `b` is more accurate than `a`. Every difference is b minus a, in text, tables and figures."""
 
     kind: str  # what b adds to a, the third item of one of `STEPS`; or "model"
     a: ScoredExperiment
@@ -111,19 +113,19 @@ class Question:
     @property
     def sentence(self) -> str:
         """The answer in one line, with the difference in percentage points and its 95 % confidence interval."""
-        low, high = self.change.interval()
-        a, b, change = self.a.experiment, self.b.experiment, self.change.value
-        if self.kind == "model" and change < 0 and self.decided:
-            a, b, change, low, high = b, a, -change, -high, -low
-        size = format_difference(change, (low, high))
+        a, b = self.a.experiment, self.b.experiment
+        size = format_difference(self.change.value, self.change.interval())
         if not self.decided:
             subject = f"{b.model} vs. {a.model} ({a.variant})" if self.kind == "model" else f"{self.kind}, {a.model}"
             return f"{subject}: not distinguishable {self._sample_size}, {size}; {self._explanation()}"
-        if self.single:
-            size += ", from single runs: other seeds may differ"
+        single_runs = [scored.name for scored in (self.a, self.b) if len(scored.correct) == 1]
+        if single_runs:
+            runs = "single runs" if len(single_runs) == 2 else f"a single run of {single_runs[0]}"
+            size += f", from {runs}: other seeds may differ"
+        better = self.change.value > 0
         if self.kind == "model":
-            return f"{b.model} beats {a.model} ({a.variant}): {size}"
-        return f"{self.kind} {'helps' if change > 0 else 'harms'} {a.model}: {size}"
+            return f"{b.model} {'beats' if better else 'loses to'} {a.model} ({a.variant}): {size}"
+        return f"{self.kind} {'helps' if better else 'harms'} {a.model}: {size}"
 
     def as_dict(self) -> dict:
         """The question and its answer for comparison.json."""
@@ -142,22 +144,18 @@ class Question:
         }
 
     @property
-    def single(self) -> bool:
-        """Whether one of the two experiments, or both, has a single seed."""
-        return min(len(self.a.correct), len(self.b.correct)) == 1
-
-    @property
     def _sample_size(self) -> str:
-        if self.single:
-            return f"on {self.a.n} images"
         seeds = sorted({len(self.a.correct), len(self.b.correct)})
+        if seeds == [1]:
+            return f"on {self.a.n} images"
         return f"on {self.a.n} images with {' and '.join(map(str, seeds))} seeds"
 
     def _explanation(self) -> str:
         """Why the difference is not significant, or what would be needed to detect it."""
         if self.p < 0.05:
-            return f"p = {self.p:.3f} alone, but {self.holm_p:.3f} after correction for all questions"
-        if self.change.value == 0:
+            alone = f"p = {format_p(self.p, 3)} alone".replace("= <", "<")
+            return f"{alone}, but {format_p(self.holm_p, 3)} after correction for all questions"
+        if abs(self.change.value) < 1e-9:
             return "both have the same accuracy"
         needed = rows_needed(self.change, self.a.n)
         if needed is None or self.seeds_p == self.p:

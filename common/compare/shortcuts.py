@@ -23,7 +23,7 @@ from common.evaluate import evaluate
 from common.figures import save_figure
 from common.files import markdown_table, write_json
 from common.run_folder import IDS, FinishedRun
-from common.stats import format_difference
+from common.stats import format_difference, format_share
 
 VIEWS = ("as trained", "product alone", "background alone", "outline alone")
 
@@ -59,7 +59,7 @@ def check_shortcuts(runs: Sequence[FinishedRun], out: Path) -> list[dict]:
             }
         )
         difference = format_difference(question.change.value, question.change.interval())
-        rows.append([str(run.folder), *(f"{estimate.value:.3f}" for estimate in accuracy.values()), difference])
+        rows.append([str(run.folder), *(format_share(estimate.value) for estimate in accuracy.values()), difference])
         name = "-".join(run.folder.resolve().parts[-2:])
         save_figure(out / f"shortcuts-{name}.png", _views_figure(val, views, predictions))
     write_json(out / "shortcuts.json", results)

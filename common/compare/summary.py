@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from common.compare.questions import ScoredExperiment
 from common.metrics import calibration_error
+from common.run_folder import FinishedRun
 from common.stats import wilson
 
 
@@ -20,7 +22,7 @@ def experiment_summary(scored: ScoredExperiment) -> dict:
         "model": experiment.model,
         "variant": experiment.variant,
         "n": scored.n,
-        "products": scored.estimates["accuracy"].clusters,
+        "products": scored.products,
         "seeds": experiment.seeds,
         **{name: estimate.as_dict() for name, estimate in scored.estimates.items()},
         "accuracy_of_seeds": accuracies.tolist(),
@@ -38,10 +40,19 @@ def experiment_summary(scored: ScoredExperiment) -> dict:
         ]
         summary["log_loss"] = float(experiment.losses.mean())
         summary["calibration_error"] = float(np.mean(calibration_errors))
-        for name in ("parameters", "images_per_second", "seconds"):
-            summary[name] = experiment.mean_of(name)
-        summary["runs"] = [str(run.folder) for run in experiment.runs]
+        summary["parameters"] = experiment.mean_of("parameters")
+        summary["runs"] = [run_summary(run) for run in experiment.runs]
     return summary
+
+
+def run_summary(run: FinishedRun) -> dict[str, Any]:
+    """What a run was made from and with: options, data, command, commit, versions and device.
+
+    Its speed is left out, as it says nothing about a model unless each run had the machine to itself.
+    """
+    left_out = {"classes", "parameters", "seconds", "train_seconds", "images_per_second"}
+    info = {name: value for name, value in asdict(run.info).items() if name not in left_out}
+    return {"folder": str(run.folder), **info}
 
 
 def per_class(scored: ScoredExperiment) -> dict[str, dict]:

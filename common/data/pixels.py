@@ -24,6 +24,7 @@ from common.config import DataConfig
 from common.data.crop import crop_image, padding
 from common.files import atomic_path
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG includes MPO; EPS, for one, would start Ghostscript
 FILES = ("pixels.npy", "crop_sizes.npy", "hashes.npy", "problems.json")
 SCALED_FORMATS = ("JPEG", "MPO")  # PIL decodes these at a reduced scale, which depends on the target size
 WORKERS = min(32, os.cpu_count() or 1)  # decoding threads
