@@ -6,7 +6,7 @@ python audit.py --data sample --crop --split-by product_id --out report.json
 
 from dataclasses import dataclass
 
-from common.config import DataConfig, option, parse, run
+from common.config import DataConfig, option, parse, printable, run
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,14 @@ def main(argv=None):
     # Imported here because these take seconds, and --help should be fast.
     from common.data.audit import audit, describe
     from common.data.dataset import load_splits
-    from common.files import write_json
+    from common.files import check_output, write_json
 
+    check_output(config.out)
     train, val = load_splits(config)
     report = audit(train, val)
     print(describe(train, val, report))
     write_json(config.out, report)
-    print(f"written: {config.out}")
+    print(f"written: {printable(config.out)}")
     return report
 
 

@@ -12,13 +12,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from common.config import run
+from common.config import printable, run
+
+FILES = ("comparison.json", "comparison.md", "experiments.png", "differences.png", "reliability.png", "confusion.png")
 
 
 def read_options(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders, or folders of run folders")
     parser.add_argument("--shortcuts", action="store_true", help="score each run on product and background separately")
+    parser.add_argument(
+        "--data", default="", help="where the data of the runs is, unless it is the default or 'sample'"
+    )
+    parser.add_argument("--cache", default=".cache", help="folder for decoded pixels (default: .cache)")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="output folder (default: comparison)")
     return parser.parse_args(argv)
 
@@ -28,30 +34,33 @@ def main(argv=None):
     # Imported here because these take seconds, and --help should be fast.
     from common.compare import figures
     from common.compare.baselines import find_baselines
-    from common.compare.experiments import group_runs
+    from common.compare.experiments import code_notes, comparable, group_runs
     from common.compare.markdown import markdown, short_table
     from common.compare.questions import ScoredExperiment, questions
     from common.compare.shortcuts import check_shortcuts
     from common.compare.summary import experiment_summary, label_candidates, seed_and_leakage_notes
     from common.figures import save_figure
-    from common.files import atomic_path, write_json
+    from common.files import atomic_path, check_output_folder, write_json
     from common.run_folder import find_runs
 
     out = options.out
-    runs = find_runs(options.runs)
+    runs, notes = find_runs(options.runs)
     if options.shortcuts:
-        return check_shortcuts(runs, out)
+        return check_shortcuts(runs, out, data=options.data, cache=options.cache)
 
+    check_output_folder(out, FILES, key="questions")
+    runs, left_out = comparable(runs)
+    notes += left_out + code_notes(runs)
     experiments = group_runs(runs)
     scored_experiments = [ScoredExperiment(experiment) for experiment in experiments]
     answers = questions(scored_experiments)
-    baselines, notes = find_baselines(experiments)
+    baselines, missing = find_baselines(experiments, data=options.data, cache=options.cache)
     comparison: dict[str, Any] = {
         "experiments": [experiment_summary(scored) for scored in scored_experiments],
         "baselines": [experiment_summary(scored) for scored in baselines],
         "questions": [question.as_dict() for question in answers],
         "label_candidates": label_candidates(scored_experiments),
-        "notes": notes + seed_and_leakage_notes(scored_experiments),
+        "notes": notes + missing + seed_and_leakage_notes(scored_experiments),
     }
 
     def accuracy(scored: ScoredExperiment) -> float:
@@ -60,6 +69,7 @@ def main(argv=None):
     best = max(scored_experiments, key=accuracy)
     compared_with_best = [q.a if q.b is best else q.b for q in answers if best in (q.a, q.b)]
     runner_up = sorted(compared_with_best, key=accuracy)[-1:]  # empty if no question involves the best
+    write_json(out / "comparison.json", comparison)
     save_figure(out / "experiments.png", figures.bars(scored_experiments, baselines))
     save_figure(out / "reliability.png", figures.reliability(scored_experiments))
     save_figure(out / "confusion.png", figures.confusions([*runner_up, best]))
@@ -67,12 +77,12 @@ def main(argv=None):
     if answers:
         save_figure(out / "differences.png", figures.forest(answers))
     with atomic_path(out / "comparison.md") as partial:
-        partial.write_text(markdown(scored_experiments, baselines, answers, comparison))
-    write_json(out / "comparison.json", comparison)
+        partial.write_text(markdown(scored_experiments, baselines, answers, comparison), encoding="utf-8")
 
     sentences = [question.sentence for question in answers]
-    print(*short_table(scored_experiments, baselines), "", *sentences, *comparison["notes"], sep="\n")
-    print(f"\nwritten: {out}/comparison.md, comparison.json and figures")
+    print(*short_table(scored_experiments, baselines), "", sep="\n")
+    print(*map(printable, [*sentences, *comparison["notes"]]), sep="\n")
+    print(f"\nwritten: {printable(str(out))}/comparison.md, comparison.json and figures")
     return comparison
 
 

@@ -11,7 +11,7 @@ split. Beside an ONNX file, a script such as model_onnx.py classifies photos as 
 import argparse
 from pathlib import Path
 
-from common.config import InputError, run
+from common.config import InputError, printable, run
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
 
@@ -23,6 +23,8 @@ def read_options(argv=None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--to", choices=SUFFIXES, default="onnx", help="format (default: onnx)")
     parser.add_argument("--output", type=Path, help="file (default: model.onnx or model.pt2 in the run folder)")
+    parser.add_argument("--data", default="", help="where the data of the run is, unless it is the default or 'sample'")
+    parser.add_argument("--cache", default=".cache", help="folder for decoded pixels (default: .cache)")
     options = parser.parse_args(argv)
     if options.output and options.output.suffix != SUFFIXES[options.to]:
         parser.error(f"--output {options.output}: choose a name that ends in {SUFFIXES[options.to]}")
@@ -44,14 +46,15 @@ def main(argv=None):
         without_fused_attention,
         write_script,
     )
-    from common.files import atomic_path
+    from common.files import atomic_path, check_output
     from common.run_folder import read_run
 
+    path = options.output or options.run / f"model{SUFFIXES[options.to]}"
+    check_output(path)
     finished = read_run(options.run)
     write, read = FORMATS[options.to]
-    path = options.output or options.run / f"model{SUFFIXES[options.to]}"
     script = script_path(path) if options.to == "onnx" else None
-    pixels, checked = verification_images(finished)
+    pixels, checked = verification_images(finished, options.data, options.cache)
     model = RawModel(finished.model()).eval()
     with atomic_path(path) as partial, without_fused_attention():
         example = torch.zeros(2, *pixels[0].shape[1:], dtype=torch.uint8)  # N = 1 would be exported as a constant
@@ -68,10 +71,10 @@ def main(argv=None):
         names = np.array(finished.info.classes)[actual.argmax(1)]
         same = int((names == finished.rows["prediction"].to_numpy()).sum())
         print(f"{same} of {len(actual)} predictions match predictions.csv")
-    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"written: {printable(str(path))} ({path.stat().st_size / 1e6:.1f} MB)")
     if script:
         write_script(script)
-        print(f"written: {script}, which classifies a photo with it")
+        print(f"written: {printable(str(script))}, which classifies a photo with it")
     return path
 
 

@@ -10,9 +10,12 @@ others are classified.
 """
 
 import argparse
+import glob
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from common.config import InputError, run
+from common.config import DataConfig, InputError, printable, run
 
 MAX_SHOWN = 20  # rows printed to the terminal
 
@@ -28,6 +31,12 @@ def read_options(argv=None) -> argparse.Namespace:
     parser.add_argument("--no-box-ok", action="store_true", help="use the whole image if it has no box")
     parser.add_argument("--split", default="", help="split of a table (default: val, or the only split)")
     parser.add_argument("--top-k", type=int, default=3, help="number of categories listed for each box (default: 3)")
+    parser.add_argument(
+        "--max-megapixels",
+        type=int,
+        default=DataConfig.max_megapixels,
+        help=f"do not read larger photos (default: {DataConfig.max_megapixels})",
+    )
     parser.add_argument("--output", type=Path, help="write all results to this .csv or .jsonl file")
     parser.add_argument("--gallery", type=Path, help="write photos with boxes and categories to this .png file")
     options = parser.parse_args(argv)
@@ -35,11 +44,20 @@ def read_options(argv=None) -> argparse.Namespace:
         parser.error(f"--output {options.output}: the file name must end in .csv or .jsonl")
     if options.gallery and options.gallery.suffix != ".png":
         parser.error(f"--gallery {options.gallery}: the file name must end in .png")
-    if options.output and str(options.output) in (options.boxes, options.source):
-        parser.error(f"--output {options.output} would overwrite an input file: choose another name")
     if options.top_k < 1:
         parser.error(f"--top-k is {options.top_k}: it must be at least 1")
+    if options.max_megapixels < 1:
+        parser.error(f"--max-megapixels is {options.max_megapixels}: it must be at least 1")
     return options
+
+
+def input_files(options: argparse.Namespace) -> Iterator[Path]:
+    """The files that the source and the boxes are read from, under whatever name."""
+    yield from map(Path, filter(None, (options.source, options.boxes)))
+    yield from map(Path, glob.glob(options.source, recursive=True))
+    for file in Path(options.source).rglob("*"):  # empty unless it is a folder
+        if file.stem == "metadata" or file.suffix.lower() not in (".csv", ".jsonl"):  # results may be kept beside
+            yield file
 
 
 def main(argv=None):
@@ -47,15 +65,22 @@ def main(argv=None):
     # Imported here because these take seconds, and --help should be fast.
     import numpy as np
 
+    from common.data.boxes import upper_left_note
+    from common.data.image_folder import count_and_names
     from common.deploy.classify import classify, load_model
     from common.deploy.gallery import save_gallery
     from common.deploy.inputs import read_inputs
     from common.deploy.predictions import caption, collect, text_table, write_predictions
+    from common.files import check_output
     from common.metrics import scores
     from common.run_folder import read_run
 
+    for path in filter(None, (options.output, options.gallery)):
+        check_output(path)
+        if path.exists() and any(file.exists() and path.samefile(file) for file in input_files(options)):
+            raise InputError(f"{path} is one of the input files, which are never replaced: choose another name.")
     trained = read_run(options.run)
-    config, classes = trained.config, trained.info.classes
+    config, classes = replace(trained.config, max_megapixels=options.max_megapixels), trained.info.classes
     inputs = read_inputs(options.source, bbox=options.bbox, boxes=options.boxes, split=options.split)
     has_box = [box is not None for box in inputs.boxes]
     if config.crop and not any(has_box) and not options.no_box_ok:
@@ -63,38 +88,45 @@ def main(argv=None):
             f"{options.run} was trained on crops, and {options.source} has no boxes: give them with --bbox or --boxes, "
             "or classify the whole images with --no-box-ok."
         )
-    for path in filter(None, (options.output, options.gallery)):
-        path.parent.mkdir(parents=True, exist_ok=True)  # fail before the computation, not after it
     model, device = load_model(trained)
-    logits, reasons = classify(model, inputs, config, len(classes), device, no_box_ok=options.no_box_ok)
+    logits, reasons, boxes = classify(model, inputs, config, len(classes), device, no_box_ok=options.no_box_ok)
     results = collect(inputs, classes, logits, reasons, top_k=options.top_k)
     scored = np.array([not result["error"] and result["label"] in classes for result in results])
 
+    run_folder = printable(str(options.run))
     later_errors = [result for result in results[MAX_SHOWN:] if result["error"]][:MAX_SHOWN]
     print("\n".join(text_table(results[:MAX_SHOWN] + later_errors)))
     remaining = len(results) - MAX_SHOWN - len(later_errors)
     if remaining > 0:
         print(f"and {remaining} more" + ("" if options.output else "; use --output to save all results"))
     failed = sum(map(bool, reasons))
-    print(f"\n{inputs.description}: {len(results)} crops, {len(results) - failed} classified, {failed} failed")
+    counts = f"{len(results)} crops, {len(results) - failed} classified, {failed} failed"
+    print(f"\n{printable(inputs.description)}: {counts}")
+    if inputs.unread:
+        print(f"not read: {count_and_names(inputs.unread)}")
+    note = upper_left_note(boxes)
+    if note:
+        print(note)
     if not config.crop and any(has_box):
-        print(f"{options.run} was trained on whole images: the boxes were ignored")
+        print(f"{run_folder} was trained on whole images: the boxes were ignored")
     if scored.any():
         labels = np.array([classes.index(result["label"]) for result, ok in zip(results, scored, strict=True) if ok])
         for name, value in scores(labels, logits[scored]).items():
             print(f"{name:<10} {value}")
         if config.split_by:
-            print(f"{options.run} used --split-by {config.split_by}: some of these rows may be its training data")
+            split_by = printable(config.split_by)
+            print(f"{run_folder} used --split-by {split_by}: some of these rows may be its training data")
     unknown = {r["label"] for r in results if r["label"] and not r["error"]} - set(classes)
     if unknown:
-        print(f"not scored, because the model has no such class: {', '.join(sorted(unknown))}")
+        print(printable(f"not scored, because the model has no such class: {', '.join(sorted(unknown))}"))
     if options.output:
         write_predictions(options.output, results)
-        print(f"written: {options.output}")
+        print(f"written: {printable(str(options.output))}")
     if options.gallery:
         correct = [r["category"] == r["label"] if ok else None for r, ok in zip(results, scored, strict=True)]
-        save_gallery(options.gallery, inputs, list(map(caption, results, correct)), correct)
-        print(f"written: {options.gallery}")
+        captions = list(map(caption, results, correct))
+        save_gallery(options.gallery, inputs, captions, correct, max_megapixels=options.max_megapixels)
+        print(f"written: {printable(str(options.gallery))}")
     if failed == len(results):
         raise InputError(f"no crop of {inputs.description} could be classified. Reason for the first: {reasons[0]}.")
     return results

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import psutil
 from tqdm import tqdm
 
-from common.config import VARIANTS, InputError, Interrupted, run
+from common.config import VARIANTS, InputError, Interrupted, printable, run
+from common.files import check_output, locked_folder
 
 if TYPE_CHECKING:
     from common.compare.grid import Job
@@ -80,7 +81,8 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
 def execute(job: "Job", config_file: str) -> bool:
     """Runs a job with `accelerate launch` and returns whether it succeeded.
 
-    The output goes to a file in the folder output/ beside the run folder.
+    The output is appended to a file in the folder output/ beside the run folder: a run that has outlived an earlier
+    study may still be writing to it.
 
     Raises:
         Interrupted: on Ctrl-C or SIGTERM, after the run has saved a checkpoint.
@@ -88,8 +90,10 @@ def execute(job: "Job", config_file: str) -> bool:
     script = Path(__file__).with_name(f"{job.script}.py")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config_file]
     output = job.folder.parent / "output" / f"{job.folder.name}.txt"
+    check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "w") as file:
+    with open(output, "ab") as file:
+        before = file.tell()
         child = subprocess.Popen(
             [*launch, str(script), *job.argv], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -102,16 +106,17 @@ def execute(job: "Job", config_file: str) -> bool:
         child.wait()
         raise Interrupted(f"stopped during {job.folder}: run the same command again to continue") from None
     if child.returncode:
-        errors = [line for line in output.read_text().splitlines() if line.startswith("error: ")]
+        lines = output.read_bytes()[before:].decode("utf-8", "replace").splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
         reason = errors[-1] if errors else f"exit code {child.returncode}"
-        tqdm.write(f"{job.folder} failed, see {output}: {reason}")
+        tqdm.write(printable(f"{job.folder} failed, see {output}: {reason}"))
     return child.returncode == 0
 
 
 def main(argv=None):
     options, script_options = read_options(argv)
     # Imported here because this takes seconds, and --help should be fast.
-    from common.compare.grid import check_idle, decode_data, is_finished, plan_jobs, time_left
+    from common.compare.grid import plan_jobs
 
     lab = options.recipe == "lab"
     experiments = [
@@ -122,23 +127,38 @@ def main(argv=None):
     ]
     root = Path(options.out or ("runs/study-lab" if lab else "runs/study"))
     jobs = plan_jobs(experiments, script_options, seeds=options.seeds, folds=options.folds, root=root)
-    check_idle(jobs)
+    with locked_folder(root):
+        train_all(jobs, root, options.config_file)
+
+
+def train_all(jobs: "list[Job]", root: Path, config_file: str) -> None:
+    """Trains the jobs in the locked folder `root` that are not finished, and prints how many are.
+
+    Raises:
+        InputError: a run failed, or a finished one has been deleted.
+    """
+    from common.compare.grid import decode_data, durations, is_finished, time_left
+
     fingerprints = decode_data(jobs)
     done = [job for job in jobs if is_finished(job, fingerprints[job.data_key])]
     waiting = [job for job in jobs if job not in done]
-    failed: list[Job] = []
+    seconds = durations(done)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handle SIGTERM like Ctrl-C
     with tqdm(
         total=len(jobs), initial=len(done), unit="run", bar_format="{desc} {bar} {n}/{total} runs, {elapsed}"
     ) as bar:
         for i, job in enumerate(waiting):
-            bar.set_description_str(f"{job.folder.name}, {time_left(waiting[i:], done)}")
-            (done if execute(job, options.config_file) else failed).append(job)
+            bar.set_description_str(f"{job.folder.name}, {time_left(waiting[i:], seconds)}")
+            if execute(job, config_file):
+                seconds |= durations([job])
             bar.update()
-    print(f"{len(done)} of {len(jobs)} runs finished. To compare them: python compare.py {shlex.quote(str(root))}")
-    if failed:
+    finished = sum((job.folder / "metrics.json").exists() for job in jobs)
+    compare = shlex.join(["python", "compare.py", str(root)])
+    print(printable(f"{finished} of {len(jobs)} runs finished. To compare them: {compare}"))
+    if finished < len(jobs):
         raise InputError(
-            f"{len(failed)} of {len(jobs)} runs failed: see {root}/output, and run the same command again to retry."
+            f"{len(jobs) - finished} of {len(jobs)} runs failed or were deleted: see {root}/output, and run the same "
+            "command again to retry."
         )
 
 

@@ -1,8 +1,10 @@
 """Trains a small CNN from scratch: blocks of convolution and batch norm, then one linear layer.
 
 python train_custom_cnn.py --data sample --crop --augment
-accelerate launch train_custom_cnn.py --crop --augment
+accelerate launch -q --config_file accelerate_config.yaml train_custom_cnn.py --crop --augment
 """
+
+import common.announce  # noqa: F401, prints a line before the slow imports below
 
 import re
 from dataclasses import dataclass, replace
@@ -27,7 +29,12 @@ class Config(TrainConfig):
         "32s2-bn,32-bn,32-bn,64s2-bn,64-bn,128s2-bn,128-bn,256s2-bn,256-bn",
         "comma-separated blocks: channels, k + kernel size, s + stride, p + pool size, -bn, -res, -linear (no ReLU)",
     )
-    hidden: int = option(0, "units of a hidden layer on the flattened features; 0: global average pooling", minimum=0)
+    hidden: int = option(
+        0,
+        "units of a hidden layer on the flattened features; 0: global average pooling",
+        minimum=0,
+        maximum=1_000_000,
+    )
 
     lab = TrainConfig.lab | dict(blocks="32k3p2,64k3p2,128k3p2", hidden=256)
 
@@ -49,9 +56,11 @@ def parse_blocks(text: str) -> list[Block]:
     "32k3p2,64s2-bn-res" is a 3 x 3 convolution with 32 channels, ReLU and 2 x 2 max pooling, then a residual block with
     64 channels, stride 2 and batch norm.
     """
-    blocks = []
+    blocks: list[Block] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:k(\d+))?(?:s(\d+))?(?:p(\d+))?(-bn)?(-res)?(-?linear)?", part.strip())
+        match = re.fullmatch(
+            r"(\d{1,6})(?:k(\d{1,4}))?(?:s(\d{1,4}))?(?:p(\d{1,4}))?(-bn)?(-res)?(-?linear)?", part.strip()
+        )
         if not match:
             raise InputError(f"--blocks: {part!r} is not a block. Examples: 32, 32k3p2, 32s2-bn-res, 32-linear.")
         channels, kernel_size, stride, pool_size, batch_norm, residual, linear = match.groups()
@@ -69,6 +78,8 @@ def parse_blocks(text: str) -> list[Block]:
                 f"--blocks: {part!r} needs channels, stride and pool size of at least 1 and an odd kernel size."
             )
         blocks.append(block)
+        if len(blocks) > 1000:
+            raise InputError("--blocks has more than 1000 blocks: choose a smaller model.")
     return blocks
 
 
@@ -128,9 +139,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
 
 def main(argv=None):
     config = parse(Config, argv)
-    with torch.device("meta"):
-        build_model(config, num_classes=2)  # incompatible options fail here, before the data is read
-    accelerator = start(config)
+    accelerator = start(config, build_model)
     train, val = load_splits(config)
     model = build_model(config, len(train.classes))
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)

@@ -1,8 +1,10 @@
 """Trains a small vision transformer from scratch: patch tokens, position embeddings, encoder blocks, linear head.
 
 python train_custom_vit.py --data sample --crop --augment
-accelerate launch train_custom_vit.py --crop --augment
+accelerate launch -q --config_file accelerate_config.yaml train_custom_vit.py --crop --augment
 """
+
+import common.announce  # noqa: F401, prints a line before the slow imports below
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,11 +25,11 @@ class Config(TrainConfig):
     epochs: int = 80
     batch_size: int = 32
     lr: float = 3e-4
-    patch_size: int = option(8, "width and height of a patch in pixels", minimum=1)
-    dim: int = option(128, "embedding dimension of a token", minimum=4)
-    depth: int = option(6, "number of encoder blocks", minimum=1)
-    num_heads: int = option(8, "number of attention heads", minimum=1)
-    mlp_ratio: float = option(4.0, "width of the MLP as a multiple of --dim", minimum=0.01)
+    patch_size: int = option(8, "width and height of a patch in pixels", minimum=1, maximum=8192)
+    dim: int = option(128, "embedding dimension of a token", minimum=4, maximum=1_000_000)
+    depth: int = option(6, "number of encoder blocks", minimum=1, maximum=1000)
+    num_heads: int = option(8, "number of attention heads", minimum=1, maximum=1_000_000)
+    mlp_ratio: float = option(4.0, "width of the MLP as a multiple of --dim", minimum=0.01, maximum=1000)
     stem: str = option("conv", "patch embedding: 3 x 3 convolutions, or a single projection", choices=("conv", "patch"))
     positions: str = option("sincos", "position embeddings: fixed or learned", choices=("sincos", "learned"))
     pool: str = option("mean", "input of the head: the mean of the tokens, or a class token", choices=("mean", "class"))
@@ -111,9 +113,7 @@ def build_model(config: Config, num_classes: int) -> ViT:
 
 def main(argv=None):
     config = parse(Config, argv)
-    with torch.device("meta"):
-        build_model(config, num_classes=2)  # incompatible options fail here, before the data is read
-    accelerator = start(config)
+    accelerator = start(config, build_model)
     train, val = load_splits(config)
     model = build_model(config, len(train.classes))
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, fused=True)

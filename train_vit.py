@@ -1,8 +1,10 @@
 """Fine-tunes a vision transformer pretrained on ImageNet, with a new head and layer-wise learning-rate decay.
 
 python train_vit.py --data sample --crop --augment --weights none
-accelerate launch train_vit.py --crop --augment
+accelerate launch -q --config_file accelerate_config.yaml train_vit.py --crop --augment
 """
+
+import common.announce  # noqa: F401, prints a line before the slow imports below
 
 import re
 from dataclasses import dataclass
@@ -89,7 +91,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 def main(argv=None):
     config = parse(Config, argv)
-    accelerator = start(config)
+    accelerator = start(config, build_model)
     train, val = load_splits(config)
     model = build_model(config, len(train.classes))
     return train_model(config, accelerator, model, build_optimizer(config, model), train, val)

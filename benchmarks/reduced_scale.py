@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from scipy.special import softmax
 
-from common.data.pixels import crop_with, encoded_bytes, normalize
+from common.data.pixels import crop_with, normalize, open_image
 from common.deploy.inputs import read_inputs
 from common.files import markdown_table
 from common.run_folder import read_run
@@ -48,14 +48,13 @@ def main(folder: Path, side: int) -> None:
     labels = np.array([classes.index(label) for _, label in rows])
     probabilities: dict[str, list[np.ndarray]] = {"reduced": [], "full": []}
     factors = []
-    for (stored, box), _ in rows:
-        encoded = encoded_bytes(stored)
+    for (encoded, box), _ in rows:
         if side:
-            original = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
+            original = ImageOps.exif_transpose(open_image(encoded))
             encoded = enlarge(original, side)
-            box = scaled_box(box, original.size, Image.open(io.BytesIO(encoded)).size)
+            box = scaled_box(box, original.size, open_image(encoded).size)
         for decoding, results in probabilities.items():
-            image = Image.open(io.BytesIO(encoded))
+            image = open_image(encoded)
             width = image.width
             if decoding == "full":
                 image.load()  # a loaded image is not decoded again at a reduced scale

@@ -115,7 +115,7 @@ def start(args: Namespace, n: int) -> dict:
     for _ in range(args.rounds):
         for measured in results.values():
             with other_process() as call:
-                measured.append(call(dry_run, options, cache))
+                measured.append(call(dry_run, options))
         shutil.rmtree(cache)
     for name, measured in results.items():
         seconds, memory = (median(values) for values in zip(*measured, strict=True))
@@ -123,9 +123,8 @@ def start(args: Namespace, n: int) -> dict:
     return cells
 
 
-def dry_run(options: tuple[str, ...], cache: Path) -> tuple[float, float]:
+def dry_run(options: tuple[str, ...]) -> tuple[float, float]:
     """The duration in seconds and the final memory of the process in MB, without mapped files."""
-    datasets.config.HF_DATASETS_CACHE = cache
     begin = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         train_custom_cnn.main(options)

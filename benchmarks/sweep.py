@@ -14,7 +14,11 @@ import os
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from common.compare.experiments import group_runs
 from common.compare.grid import is_finished, plan_jobs
@@ -56,8 +60,15 @@ def write_train_split(data: str, folder: Path) -> None:
         return
     tables = load_tables(DataConfig(data=data, crop=True))
     names, kept = clean_categories(tables["train"]), set(clean_categories(tables["val"]))
-    with atomic_path(folder / "train.parquet") as partial:
-        tables["train"].select([i for i, name in enumerate(names) if name in kept]).to_parquet(partial)
+    rows = tables["train"].select([i for i, name in enumerate(names) if name in kept])
+    columns = pa.table({name: rows.column(name) for name in rows.columns})
+    images = ({"bytes": image if isinstance(image, bytes) else None, "path": None} for image in rows.images())
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    schema = columns.schema.append(pa.field("image", kind))
+    with atomic_path(folder / "train.parquet") as partial, pq.ParquetWriter(partial, schema) as writer:
+        for first in range(0, len(rows), 100):
+            part = columns.slice(first, 100)
+            writer.write_table(part.append_column("image", pa.array(islice(images, len(part)), kind)))
 
 
 def results(trials: dict[str, ScoredExperiment]) -> str:

@@ -43,7 +43,7 @@ def build_model(state: dict[str, torch.Tensor], num_classes: int) -> torch.nn.Mo
 def main(argv=None):
     config = parse(Config, argv)
     state = imagenet_weights()
-    accelerator = start(config)
+    accelerator = start(config, build_model)
     train, val = load_splits(config)
     model = build_model(state, len(train.classes))
     groups = parameter_groups(

@@ -9,12 +9,16 @@ from accelerate import Accelerator
 from torch import nn
 
 from common.config import InputError
+from common.provenance import code_key
 from common.run_folder import RunFolder
 
 
-def unwrapped(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """The model without the wrappers of Accelerate and torch.compile, which rename its weights."""
-    return accelerator.unwrap_model(model, keep_torch_compile=False)
+def unwrapped(accelerator: Accelerator, model: nn.Module, *, keep_precision: bool = True) -> nn.Module:
+    """The model without the wrappers of Accelerate and torch.compile, which rename its weights.
+
+    Without `keep_precision`, its forward pass no longer uses mixed precision.
+    """
+    return accelerator.unwrap_model(model, keep_torch_compile=False, keep_fp32_wrapper=keep_precision)
 
 
 def save_checkpoint(
@@ -59,8 +63,13 @@ def load_checkpoint(
     state = folder.read_checkpoint()
     if state is None:
         return 0
-    if not {"identity", "step", "losses", "seconds"} <= state.keys():
+    if not {"identity", "step", "losses", "seconds", "script", "origin"} <= state.keys():
         raise InputError(f"the checkpoint in {folder.path} has a different format: delete the folder to start over.")
+    if code_key(state["script"]) != code_key(folder.script):
+        raise InputError(
+            f"{folder.path} was started by another version of the script: continue it with the copy in that folder, or "
+            "choose another --out."
+        )
     differ = [
         f"{name} was {str(state['identity'].get(name))[:60]}, now {str(value)[:60]}"
         for name, value in folder.identity.items()
@@ -81,5 +90,6 @@ def load_checkpoint(
             "Use the old code, or choose another --out."
         ) from error
     losses[: state["step"]] = state["losses"]
+    folder.continue_run(state["step"], state["origin"])
     folder.clock.total, folder.clock.training = state["seconds"]["total"], state["seconds"]["training"]
     return state["step"]

@@ -1,13 +1,19 @@
 """Command-line options. A script's Config defines its experiment; `--name value` overrides a default."""
 
 import argparse
+import io
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from dataclasses import asdict, dataclass, field, fields
+from types import UnionType
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 ID_COLUMNS = ("image_id", "product_id", "scene_id")  # optional columns of the data
+
+
+TYPE_NAMES: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 class InputError(ValueError):
@@ -16,6 +22,18 @@ class InputError(ValueError):
 
 class Interrupted(Exception):
     """The run was asked to stop by SIGTERM or Ctrl-C and has saved a checkpoint."""
+
+
+# C0 and C1 controls, which terminals obey, marks that reorder or break the text around them, and half characters
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` in one line, with control characters and bidirectional marks as escapes such as \\x1b and \\u202e.
+
+    For text from data or file names on its way to a terminal or a document.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def option(
@@ -57,7 +75,9 @@ class DataConfig:
     fit: str = option(
         "squash", "make a crop square by stretching or by padding", group="data", choices=("squash", "pad")
     )
-    image_size: int = option(224, "width and height of the model input in pixels", group="data", minimum=1)
+    image_size: int = option(
+        224, "width and height of the model input in pixels", group="data", minimum=1, maximum=8192
+    )
     split_by: str = option(
         "",
         "split so that train and val share no value of this id column; product_id:2/5 is the second of five folds",
@@ -67,11 +87,14 @@ class DataConfig:
     bad_rows: str = option(
         "error", "stop at rows that cannot be used, or leave them out", group="data", choices=("error", "skip")
     )
+    max_megapixels: int = option(179, "photos with more pixels are rows that cannot be used", group="data", minimum=1)
     cache: str = option(".cache", "folder for decoded pixels, shared by all runs", group="data")
 
     def __post_init__(self):
         for f in fields(self):
             value, rule, flag = getattr(self, f.name), _metadata(type(self), f.name), flag_of(f.name)
+            if not fits(value, f.type):
+                raise InputError(f"{flag} is {value!r}: it must be {TYPE_NAMES[f.type]}.")
             if rule["choices"] and value not in rule["choices"]:
                 raise InputError(f"{flag} is {value!r}: choose from {', '.join(rule['choices'])}.")
             if isinstance(value, int | float) and not (
@@ -105,7 +128,7 @@ class TrainConfig(DataConfig):
         group="training",
         choices=("default", "lab"),
     )
-    epochs: int = option(10, "passes over the train split", group="training", minimum=1)
+    epochs: int = option(10, "passes over the train split", group="training", minimum=1, maximum=100_000)
     batch_size: int = option(16, "images per optimizer step, across all processes", group="training", minimum=1)
     lr: float = option(1e-3, "peak learning rate", group="training", minimum=0)
     warmup: float = option(
@@ -138,7 +161,7 @@ class TrainConfig(DataConfig):
     resume: bool = option(False, "continue from the checkpoint in the run folder, if there is one", group="run")
     checkpoint_every: int = option(0, "steps between checkpoints; 0 means one per epoch", group="run", minimum=0)
     dry_run: bool = option(False, "run two steps and one evaluation in a temporary folder", group="run")
-    summary: bool = option(False, "print the layer table before training", group="run")
+    summary: bool = option(False, "print the layer table, then train", group="run")
 
     lab: ClassVar[dict] = dict(
         fit="squash",
@@ -173,9 +196,40 @@ def variant_of(crop: bool, augment: str) -> str:
 
 
 def identity(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that affect the results of a run: all except those for paths, checkpoints and display."""
-    harmless = {"out", "resume", "checkpoint_every", "cache", "data_device", "summary", "dry_run"}
+    """The options that affect the results of a run: all except those for paths, checkpoints and display.
+
+    `max_megapixels` only decides which rows are used, and a run's identity contains a fingerprint of these.
+    """
+    harmless = {"out", "resume", "checkpoint_every", "cache", "max_megapixels", "data_device", "summary", "dry_run"}
     return {name: value for name, value in options.items() if name not in harmless}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether `value` has the type `hint`, as a value read from JSON: an int fits float, but a bool fits no number."""
+    if hint is Any:
+        return True
+    if isinstance(hint, UnionType):
+        return any(fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(fits(item, get_args(hint)[0]) for item in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(
+            fits(item, part) for pair in value.items() for item, part in zip(pair, get_args(hint), strict=True)
+        )
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """The options `recorded` in run.json that affect results and differ from `config`, such as "--lr 0.001"."""
+    differ = []
+    for name, value in identity(asdict(config)).items():
+        other = recorded.get(name)
+        if other != value:
+            absent = other is None or other is False or other == ""
+            differ.append(f"no {flag_of(name)}" if absent else f"{flag_of(name)} {other}".removesuffix(" True"))
+    return differ
 
 
 def flag_of(name: str) -> str:
@@ -224,22 +278,43 @@ def parse(config_class: type[C], argv: Sequence[str] | None = None) -> C:
 def run(main: Callable) -> None:
     """Calls a script's `main` and turns expected failures into one message and an exit code.
 
+    Output appears line by line, also in a file or pipe, and characters that the terminal cannot show become escapes.
+
     Exit codes: 1 for `InputError` and operating system errors, 75 (EX_TEMPFAIL of sysexits.h) for a run that saved a
     checkpoint and can be resumed, 130 for Ctrl-C outside of training.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
+        check_file_names()
         main()
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_shown(error)}")
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        sys.exit(f"error: {error.strerror or error}{where}. Files written earlier are complete.")
+        sys.exit(f"error: {_shown(error.strerror or error)}{_shown(where)}. Files written earlier are complete.")
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        print(_shown(stop), file=sys.stderr)
         sys.exit(75)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _shown(message: object) -> str:
+    """A `printable` message. Only indented lines are kept as lines, so that no file name can look like a message."""
+    return "\n".join(map(printable, re.split(r"\n(?=  )", str(message))))
+
+
+def check_file_names() -> None:
+    """Raises InputError if Python would read file names, and so the categories of an image folder, in another encoding.
+
+    Under LC_ALL=C Python uses UTF-8; under a locale such as en_US.ISO-8859-1 it does so only if asked.
+    """
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        raise InputError(f"file names are read as {encoding} here, not as UTF-8: set PYTHONUTF8=1 and start again.")
 
 
 def _metadata(config_class: type, name: str) -> dict:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.special import softmax
 
+from common.config import printable
 from common.data.dataset import ClassificationDataset
 from common.files import atomic_path
 from common.metrics import METRICS
@@ -79,8 +80,9 @@ def draw_confusion(axis: Axes, counts: np.ndarray, classes: Sequence[str]) -> No
     if len(classes) > MAX_NAMED:
         axis.set(xlabel="predicted (number of the class, in alphabetical order)", ylabel="true")
         return
-    axis.set_xticks(range(len(classes)), classes, rotation=90)
-    axis.set_yticks(range(len(classes)), classes)
+    names = list(map(printable, classes))
+    axis.set_xticks(range(len(classes)), names, rotation=90)
+    axis.set_yticks(range(len(classes)), names)
     axis.set(xlabel="predicted", ylabel="true")
 
 
@@ -98,7 +100,7 @@ def mistakes(val: ClassificationDataset, logits: np.ndarray, limit: int = 24) ->
         axis.axis("off")
     for axis, i in zip(axes.flat, wrong, strict=False):
         axis.imshow(val.pixels[val.index[i]].transpose(1, 2, 0))
-        prediction = f"{val.classes[predictions[i]]} {probabilities[i].max():.0%}"
-        axis.set_title(f"{prediction}\nlabel: {val.classes[labels[i]]}", fontsize=9)
+        prediction = f"{printable(val.classes[predictions[i]])} {probabilities[i].max():.0%}"
+        axis.set_title(f"{prediction}\nlabel: {printable(val.classes[labels[i]])}", fontsize=9)
     figure.suptitle(f"{(predictions != labels).sum()} of {len(labels)} val rows wrong, most confident first")
     return figure

@@ -1,18 +1,32 @@
-"""Atomic file writing, JSON and CSV output, and Markdown tables."""
+"""Atomic file writing, checks of what may be overwritten, locked folders, and JSON, CSV and Markdown output."""
 
+import atexit
 import csv
+import errno
 import glob
 import json
 import os
 import platform
+import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
 import psutil
+
+from common.config import InputError, printable
+
+# What a run writes into its folder; no tool may replace these.
+RUN_FILES = (
+    "run.json", "data_report.json", "bad_rows.csv", "log.jsonl", "metrics.json", "predictions.csv", "model.safetensors",
+    "labels.json", "README.md", "curves.png", "confusion.png", "mistakes.png", "reference.safetensors",
+)  # fmt: skip
+LOCK = ".run.lock"
 
 
 @contextmanager
@@ -49,11 +63,155 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def check_output(path: str | os.PathLike) -> None:
+    """Checks that a result may be written to `path`, which is called before the result is computed.
+
+    Raises:
+        InputError: `path` is something else than a regular file, belongs to a run, or cannot be created.
+    """
+    path = Path(path)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        kind = "a symbolic link" if path.is_symlink() else "a folder" if path.is_dir() else "not a regular file"
+        raise InputError(f"{path} is {kind}, which is never replaced: choose another name.")
+    folder = path.parent.resolve()  # so that neither links nor .. hide the run
+    of_a_run = path.name.lower() in map(str.lower, RUN_FILES) or path.match("train_*.py")
+    if of_a_run and (folder / "run.json").exists():
+        raise InputError(f"{path} belongs to the run in that folder and is never replaced: choose another name.")
+    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{path} cannot be created, because {existing} is not a folder in which you may write.")
+
+
+def check_output_folder(folder: Path, names: Sequence[str], *, key: str) -> None:
+    """Checks that files `names` may be written to or removed from `folder`, before they are computed.
+
+    The first is a JSON file. It must be written before the others, so that they are known to be from an earlier call.
+
+    Args:
+        key: a key of the JSON file's object or objects.
+
+    Raises:
+        InputError: `folder` belongs to a run, or has files of these names that are not from an earlier call.
+    """
+    if (folder / "run.json").exists():
+        raise InputError(f"{folder} is the folder of a run: choose another --out.")
+    for name in names:
+        check_output(folder / name)
+    foreign = [name for name in names if (folder / name).exists()]
+    if foreign and not _has_key(folder / names[0], key):
+        raise InputError(f"{folder} has a {foreign[0]} of other origin, which is never replaced: choose another --out.")
+
+
+def _has_key(path: Path, key: str) -> bool:
+    """Whether `path` is a JSON file of an object with `key`, or of a list of such objects."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return bool(value) and all(key in part for part in (value if isinstance(value, list) else [value]))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+# Locked folders ------------------------------------------------------------------------------------------------------
+
+_locks: dict[Path, tuple[filelock.BaseFileLock, list[Path]]] = {}  # of this process, with the folders it created
+
+
+def lock_folder(folder: Path) -> None:
+    """Creates `folder` if necessary and locks it until `unlock_folder` is called or the process ends.
+
+    The system releases the lock of a process that dies. A process may lock a folder twice.
+
+    Raises:
+        InputError: another process holds the lock, or the folder cannot be created.
+    """
+    if folder.resolve() in _locks:
+        return
+    lock, created = filelock.FileLock(folder / LOCK), []
+    try:
+        created = [path for path in [folder, *folder.parents] if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+        if isinstance(lock, filelock.UnixFileLock):  # the others write this themselves, or nobody can read it
+            (folder / LOCK).write_text(f"{os.getpid()}\n{platform.node()}\n", encoding="utf-8")
+    except filelock.Timeout:
+        raise InputError(f"{folder} is in use by {_holder(folder)}: wait until that has ended, or stop it.") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            _remove_empty(created)
+            raise InputError(f"cannot write to the folder {folder}: {error.strerror}. Choose another --out.") from error
+        print(f"note: {printable(str(folder))} cannot be locked: do not use it for two runs at once", file=sys.stderr)
+    _locks[folder.resolve()] = lock, created
+
+
+def _holder(folder: Path) -> str:
+    """The process that has locked `folder`, in words."""
+    try:
+        process, node, *_ = (folder / LOCK).read_text(encoding="utf-8").split()
+        return f"process {int(process)} on {node}"
+    except (OSError, ValueError):
+        return "another process"
+
+
+def unlock_folder(folder: Path) -> None:
+    """Releases the lock of `lock_folder`, and removes the folders that it created if they are still empty."""
+    if folder.resolve() not in _locks:
+        return
+    lock, created = _locks.pop(folder.resolve())
+    with suppress(OSError):  # while it is locked: who waits for the old file notices, and looks for a new one
+        (folder / LOCK).unlink()
+    lock.release()
+    _remove_empty(created)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """`lock_folder` for the duration of a block."""
+    lock_folder(folder)
+    try:
+        yield
+    finally:
+        unlock_folder(folder)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+
+
+@atexit.register
+def _unlock_all() -> None:
+    for folder in list(_locks):
+        unlock_folder(folder)
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+# What a spreadsheet takes for a formula, after any number of apostrophes; OWASP, "CSV injection"
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def csv_cell(value: Any) -> Any:
+    """A value as `write_csv` writes it: a text that a spreadsheet would run as a formula gets an apostrophe in front.
+
+    `csv_text` is the inverse.
+    """
+    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        return "'" + value
+    return value
+
+
+def csv_text(cell: str) -> str:
+    """The text that `write_csv` wrote as `cell`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
-    """Writes `rows` as CSV, atomically.
+    """Writes `rows` as CSV, atomically; texts as `csv_cell` changes them.
 
     `rows` must not be empty, and all its dicts must have the same keys, which become the header.
     """
@@ -63,12 +221,23 @@ def write_csv(path: str | os.PathLike, rows: list[dict]) -> None:
     ):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows)
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table. Cells are padded so that the columns also align in plain text."""
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [header, *rows]]
+def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table for the terminal: Markdown, but with cells as they are, apart from control characters."""
+    cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
     return [lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]]
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table of plain texts. Cells are padded so that the columns also align in plain text."""
+    first, *others = ([markdown_text(cell) for cell in row] for row in [header, *rows])
+    return terminal_table(first, others)
+
+
+def markdown_text(text: str) -> str:
+    """A plain text as Markdown: HTML, links, pictures and code in it are shown, not interpreted."""
+    return re.sub(r"[\\<`]|\](?=[(\[:])", r"\\\g<0>", printable(text))

@@ -1,28 +1,43 @@
 """Prepares a process for training (device, threads, seed, run folder) and handles requests to stop it."""
 
 import ctypes
+import math
 import os
 import platform
+import re
 import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
+from typing import Any, TypeVar
 
 import psutil
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from common.config import InputError, TrainConfig
-from common.run_folder import claim_folder, folder_of
+from common.run_folder import claim_folder
+
+LAUNCHER = re.compile(r"(^|[/\\])(accelerate(-launch)?|torchrun)(\.exe)?$|^(accelerate\.commands|torch\.distributed)\.")
+
+FLOAT_BYTES = 4
+C = TypeVar("C", bound=TrainConfig)
 
 
-def start(config: TrainConfig) -> Accelerator:
-    """Checks the launch, sets the number of threads and the random seed, and creates the run folder.
+def start(config: C, build_model: Callable[[C, int], nn.Module]) -> Accelerator:
+    """Checks the launch and the model, sets the number of threads and the random seed, and creates the run folder.
 
     The checks come before the data is read, so that an invalid launch fails within seconds.
 
     Raises:
-        InputError: a GPU is requested but not available, the launcher sets an option that belongs to the script, the
-            batch size is not a multiple of the number of pieces, or the run folder is in use.
+        InputError: the model cannot be built or does not fit into memory, a GPU is requested but not available, the
+            launcher sets an option that belongs to the script, the batch size is not a multiple of the number of
+            pieces, or the run folder is in use.
     """
+    check_model(config, build_model)
     use_all_cores()
     gpu_requested = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1", "NoDevFiles")
     gpu_requested |= os.environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cuda")
@@ -53,22 +68,103 @@ def start(config: TrainConfig) -> Accelerator:
         keep_freed_memory()
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
     if not config.dry_run and accelerator.is_main_process:
-        claim_folder(folder_of(config), config.resume)
+        claim_folder(config)
     torch.manual_seed(config.seed)
     return accelerator
+
+
+def check_model(config: C, build_model: Callable[[C, int], nn.Module]) -> None:
+    """Builds the model without weights and memory.
+
+    Raises:
+        InputError: its options are incompatible, or it is larger than the memory of this machine.
+    """
+    options: dict[str, Any] = {"weights": "none"} if hasattr(config, "weights") else {}
+    memory = psutil.virtual_memory().total
+    try:
+        with torch.device("meta"):
+            model = build_model(replace(config, **options), 2)
+        needed: float = 4 * FLOAT_BYTES * sum(parameter.numel() for parameter in model.parameters())
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        needed = math.inf  # more elements than an int64 counts
+    if needed > memory:
+        raise InputError(
+            f"training this model takes {needed / 1e9:,.0f} GB for weights, gradients and optimizer, and this machine "
+            f"has {memory / 1e9:,.0f} GB: choose a smaller model."
+        )
 
 
 def use_all_cores() -> None:
     """Sets the number of threads of a launched process to its share of the physical cores available to it.
 
     `accelerate launch` and `torchrun` both set OMP_NUM_THREADS to 1, which halves the speed of a CPU run on two cores.
-    This value cannot be distinguished from a 1 set by the user and is ignored; any other value is respected.
+    A number that was given to the launcher is respected.
     """
     launched = any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"))
-    if launched and os.environ.get("OMP_NUM_THREADS") == "1":
-        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = min(psutil.cpu_count(logical=False) or available, available)
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1" and not launcher_was_given_threads():
+        cores = min(psutil.cpu_count(logical=False) or 1, len(available_cores()))
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def launcher_was_given_threads() -> bool:
+    """Whether OMP_NUM_THREADS, or the launcher's option for it, was set where this process's launcher was started.
+
+    The system shows the environment with which the launcher was started, without what it has set since.
+    """
+    for process in psutil.Process().parents():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if any(LAUNCHER.search(word) for word in words):
+                option = any(word.replace("-", "_").startswith("__num_cpu_threads") for word in words)
+                return option or "OMP_NUM_THREADS" in process.environ()
+    return False
+
+
+def available_cores() -> list[int]:
+    """The numbers of the logical cores that this process may use."""
+    process = psutil.Process()
+    return process.cpu_affinity() if hasattr(process, "cpu_affinity") else list(range(psutil.cpu_count() or 1))
+
+
+class OtherLoad:
+    """Notices other processes on the cores of a run, which make a run of several threads several times slower.
+
+    The threads of a step wait for each other, and keep their cores busy meanwhile.
+    """
+
+    SECONDS = 5  # over which the load is measured
+    TOLERANCE = 0.5  # cores
+
+    def __init__(self, accelerator: Accelerator):
+        self.threads = torch.get_num_threads()
+        self.watches = accelerator.device.type == "cpu" and accelerator.num_processes == 1 and self.threads > 1
+        self.since, self.before = time.monotonic(), self._seconds_of_others() if self.watches else 0.0
+
+    @staticmethod
+    def _seconds_of_others() -> float:
+        """The seconds that the cores of this process have worked for others since the system was started."""
+        times = psutil.cpu_times(percpu=True)
+        own = psutil.Process().cpu_times()
+        busy = sum(times[i].user + times[i].system + getattr(times[i], "nice", 0.0) for i in available_cores())
+        return busy - own.user - own.system
+
+    def note(self) -> str | None:
+        """A sentence with the remedy, once, if fewer cores were free in the last seconds than this run has threads."""
+        now = time.monotonic()
+        if not self.watches or now < self.since + self.SECONDS:
+            return None
+        after, cores = self._seconds_of_others(), len(available_cores())
+        used = (after - self.before) / (now - self.since)
+        self.since, self.before = now, after
+        if used < self.TOLERANCE or cores - used > self.threads - self.TOLERANCE:
+            return None
+        self.watches = False
+        return (
+            f"note   other processes use {used:.1f} of {cores} cores, and this run uses {self.threads} threads, which "
+            f"makes it several times slower: stop them, or set OMP_NUM_THREADS={max(1, int(cores - used + 0.1))}."
+        )
 
 
 def keep_freed_memory() -> None:

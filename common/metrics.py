@@ -69,6 +69,14 @@ def scores_of_counts(correct: np.ndarray, predicted: np.ndarray, support: np.nda
     return np.stack([correct.sum(-1) / n, *weighted, f1.sum(-1) / present], axis=-1)
 
 
+def scores_of_predictions(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """The scores `METRICS` of predicted classes (N,) for labels (N,)."""
+    classes, indices = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
+    true, predicted = np.split(indices, 2)
+    counts = (np.bincount(i, minlength=len(classes)) for i in (true[true == predicted], predicted, true))
+    return dict(zip(METRICS, scores_of_counts(*counts).tolist(), strict=True))
+
+
 def leave_one_out(labels: np.ndarray, predictions: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores on all rows, and on all rows except those of one cluster.
 

@@ -3,15 +3,17 @@
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
-from common.config import identity
+from common.config import identity, printable
 from common.data.sources import is_hub_id
 from common.data.splits import group_numbers
-from common.files import markdown_table
+from common.files import markdown_table, markdown_text
 from common.metrics import METRICS, leave_one_out
 from common.stats import format_score, score_estimates
 
 
-def model_card(name: str, run: dict, notes: list[str], scores: dict, rows: pd.DataFrame) -> str:
+def model_card(
+    name: str, run: dict, notes: list[str], scores: dict, rows: pd.DataFrame, intervals: dict[str, tuple[float, float]]
+) -> str:
     """The text of the model card.
 
     Args:
@@ -20,15 +22,17 @@ def model_card(name: str, run: dict, notes: list[str], scores: dict, rows: pd.Da
         notes: sentences about the data (`common.data.audit.findings`).
         scores: the result of `common.metrics.scores`.
         rows: the val rows with product_id, label and prediction.
+        intervals: the result of `score_intervals`.
     """
     config, rows_used = run["config"], run["rows"]
     where = " within their bounding box" if config["crop"] else ""
     bbox = " --bbox 40,60,200,180" if config["crop"] else ""
-    data = f"`{config['data']}`, {rows_used['train']:,} train and {rows_used['val']:,} val rows"
+    data = f"{markdown_text(config['data'])}, {rows_used['train']:,} train and {rows_used['val']:,} val rows"
     if rows_used["dropped"]:
         data += f", {rows_used['dropped']} train rows of other categories left out"
     if config["split_by"]:
-        data += f", split by {config['split_by']}"
+        data += f", split by {markdown_text(config['split_by'])}"
+    classes = markdown_text(", ".join(run["classes"]))
     versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items())
     return "\n".join(
         [
@@ -38,7 +42,7 @@ def model_card(name: str, run: dict, notes: list[str], scores: dict, rows: pd.Da
             "",
             f"# {name}",
             "",
-            f"Classifies product photos{where} into {len(run['classes'])} categories: {', '.join(run['classes'])}. "
+            f"Classifies product photos{where} into {len(run['classes'])} categories: {classes}. "
             f"The model has {run['parameters']:,} parameters and was trained by `{run['script']}.py` on "
             f"{rows_used['train']:,} images.",
             "",
@@ -60,7 +64,7 @@ def model_card(name: str, run: dict, notes: list[str], scores: dict, rows: pd.Da
             "",
             "## Results on val",
             "",
-            *_results(scores, rows),
+            *_results(scores, rows, intervals),
             "",
             "Scores and weights are those of the last epoch.",
             "",
@@ -70,14 +74,14 @@ def model_card(name: str, run: dict, notes: list[str], scores: dict, rows: pd.Da
             "",
             "## Limits",
             "",
-            *(f"- {sentence}" for sentence in notes),
+            *(f"- {markdown_text(sentence)}" for sentence in notes),
             "- Closed set: every image gets one of these labels, even if it shows something else.",
             "- Accuracy may be lower on photos that differ from the training data.",
             "",
             "## Reproduce",
             "",
             "```bash",
-            f"python {run['script']}.py {run['command'].partition(' ')[2]}",
+            f"python {run['script']}.py {printable(run['command'].partition(' ')[2])}",
             "```",
             "",
             f"Commit {run['commit'] or 'unknown'}; {run['processes']} process(es) on {run['device']}, mixed precision "
@@ -85,7 +89,7 @@ def model_card(name: str, run: dict, notes: list[str], scores: dict, rows: pd.Da
             "",
             *markdown_table(
                 ["option", "value"],
-                [[option, f"`{value}`"] for option, value in identity(config).items() if value != ""],
+                [[option, str(value)] for option, value in identity(config).items() if value != ""],
             ),
             "",
         ]
@@ -94,7 +98,7 @@ def model_card(name: str, run: dict, notes: list[str], scores: dict, rows: pd.Da
 
 def _header(run: dict, scores: dict, name: str) -> str:
     """The metadata of the card as YAML."""
-    data = run["config"]["data"]
+    data = printable(run["config"]["data"])
     on_hub = is_hub_id(data)
     metrics = ["accuracy", "precision", "recall", "f1"]
     results = [
@@ -134,21 +138,25 @@ def _preprocessing(config: dict) -> str:
     if config["background"] != "keep":
         training.append(f"a different background in half of the images ({config['background']})")
     if config["teacher"]:
-        training.append(f"knowledge distillation from {config['teacher']}")
+        training.append(f"knowledge distillation from {markdown_text(config['teacher'])}")
     return (
         f"Each image is {crop}{fit} to {size}, and normalised with the ImageNet mean and standard deviation. "
         f"In training: {', '.join(training)}."
     )
 
 
-def _results(scores: dict, rows: pd.DataFrame) -> list[str]:
-    """A table of scores with confidence intervals, which account for the choice of products and images."""
+def score_intervals(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """The 95 % confidence intervals of `METRICS`, which account for the choice of products and images; {} if none."""
     clusters = group_numbers(rows["product_id"])
-    intervals = {}
-    if clusters.max() > 0:  # the variance over products needs at least two
-        labels, predictions = rows["label"].to_numpy(), rows["prediction"].to_numpy()[None]
-        estimates = score_estimates(*leave_one_out(labels, predictions, clusters))
-        intervals = {metric: estimate.score_interval() for metric, estimate in estimates.items()}
+    if clusters.max() == 0:  # the variance over products needs at least two
+        return {}
+    labels, predictions = rows["label"].to_numpy(), rows["prediction"].to_numpy()[None]
+    estimates = score_estimates(*leave_one_out(labels, predictions, clusters))
+    return {metric: estimate.score_interval() for metric, estimate in estimates.items()}
+
+
+def _results(scores: dict, rows: pd.DataFrame, intervals: dict[str, tuple[float, float]]) -> list[str]:
+    """A table of scores with confidence intervals."""
     cells = []
     for metric, title in METRICS.items():
         score = scores[metric]

@@ -6,10 +6,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import safetensors.torch
 import torch
 import torchvision
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
 from common.config import InputError
@@ -62,7 +62,7 @@ def timm_model(name: str, weights: str, **kwargs) -> Any:
     with hub_or_cache() if weights == "imagenet" else nullcontext():
         try:
             model = timm.create_model(name, pretrained=weights == "imagenet", num_classes=0, **kwargs)
-        except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        except (OSError, HfHubHTTPError) as error:
             raise InputError(_unavailable(name)) from error
         except (AssertionError, RuntimeError, TypeError) as error:
             raise InputError(f"timm cannot build {name} with {kwargs}: {error}") from error

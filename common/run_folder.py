@@ -7,6 +7,8 @@ checkpoint/last.pt  until the run is finished (`common.checkpoint`)
 metrics.json        scores of the last epoch; written last, so a folder that has it is finished
 predictions.csv     one line for each val row
 model.safetensors, labels.json, README.md, curves.png, confusion.png, mistakes.png
+reference.safetensors, train_*.py
+                    outputs for a few images and a copy of the script, to check the model by (`common.provenance`)
 """
 
 import atexit
@@ -15,6 +17,7 @@ import importlib
 import importlib.metadata
 import io
 import json
+import os
 import platform
 import re
 import shlex
@@ -23,9 +26,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import wraps
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property, wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,15 +44,17 @@ from torch import nn
 from torchinfo import summary
 from tqdm import tqdm
 
-from common.config import ID_COLUMNS, InputError, TrainConfig, identity
+from common import provenance
+from common.config import ID_COLUMNS, DataConfig, InputError, TrainConfig, differences, fits, identity, printable
 from common.data.audit import audit, describe, findings
 from common.data.dataset import ClassificationDataset, load_splits
 from common.figures import confusion, curves, mistakes, save_figure
-from common.files import atomic_path, write_csv, write_json
-from common.metrics import epoch_line, row_losses, scores
-from common.model_card import model_card
+from common.files import LOCK, atomic_path, csv_text, lock_folder, unlock_folder, write_csv, write_json
+from common.metrics import epoch_line, row_losses, scores, scores_of_predictions
+from common.model_card import model_card, score_intervals
+from common.provenance import REFERENCE, changed_files, code_hashes, code_key, reference_problem, write_reference
+from common.stats import format_score
 
-PROJECT = Path(__file__).parent.parent
 PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "scikit-learn", "timm", "numpy", "pillow")
 IDS = [*ID_COLUMNS, "label"]  # columns of predictions.csv that are the same for every model
 PREDICTED = ["prediction", "probability", "loss"]  # columns that differ between models
@@ -68,6 +74,9 @@ class RunInfo:
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None  # None outside a git checkout
+    code: dict[str, str] = field(default_factory=dict)  # see `common.provenance.code_hashes`
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # step, command and commit of each continuation
+    weights: str = ""  # sha256 of model.safetensors; "" until the run is finished
     device: str = ""
     processes: int = 1
     mixed_precision: str = "no"
@@ -79,15 +88,15 @@ class RunInfo:
 # Location ------------------------------------------------------------------------------------------------------------
 
 
-def script_name(config: TrainConfig) -> str:
-    """The script that defines `config`'s class, without .py."""
-    return Path(str(sys.modules[type(config).__module__].__file__)).stem
+def script_file(config: TrainConfig) -> Path:
+    """The script that defines `config`'s class."""
+    return Path(str(sys.modules[type(config).__module__].__file__))
 
 
 def run_name(config: TrainConfig) -> str:
     """SCRIPT-VARIANT, with the recipe between them unless it is the default."""
     recipe = "" if config.recipe == "default" else f"-{config.recipe}"
-    return f"{script_name(config)}{recipe}-{config.variant}"
+    return f"{script_file(config).stem}{recipe}-{config.variant}"
 
 
 def folder_of(config: TrainConfig) -> Path:
@@ -95,20 +104,54 @@ def folder_of(config: TrainConfig) -> Path:
     return Path(config.out or f"runs/{run_name(config)}-s{config.seed}")
 
 
-def claim_folder(folder: Path, resume: bool) -> None:
-    """Creates the folder of a new run.
+def claim_folder(config: TrainConfig) -> None:
+    """Creates the folder of a new or resumed run, and locks it until `release_folder` or the end of the process.
 
     Raises:
-        InputError: the folder holds results or a checkpoint that the run would overwrite, or it cannot be created.
+        InputError: another process uses the folder, it holds results or a checkpoint that the run would overwrite or
+            files that are not of a run, or it cannot be created.
     """
-    if (folder / "metrics.json").exists():
-        raise InputError(f"{folder} holds a finished run, which is never overwritten: choose another --out.")
-    if not resume and (folder / "checkpoint").exists():
-        raise InputError(f"{folder} holds an unfinished run: continue it with --resume, or choose another --out.")
+    folder = folder_of(config)
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        kind = "a symbolic link" if folder.is_symlink() else "not a folder"
+        raise InputError(f"{folder} is {kind}, which is never replaced: choose another --out.")
+    lock_folder(folder)
+    problem = _occupied(folder, config)
+    if problem:
+        unlock_folder(folder)
+        raise InputError(f"{folder} holds {problem}")
+
+
+def _occupied(folder: Path, config: TrainConfig) -> str | None:
+    """What is in a locked `folder` that keeps a run from using it, and what to do; None if nothing is."""
+    files = [path.name for path in folder.iterdir() if path.name != LOCK and path.suffix != ".tmp"]
+    if files and not (folder / "run.json").exists() and not (folder / "checkpoint" / "last.pt").exists():
+        return f"files that are not of a run, such as {min(files)}: choose another --out."
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot create the run folder {folder}: {error.strerror}. Choose another --out.") from error
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        differ = differences(run["config"], config)
+        differ = [f"{run['script']}.py"] * (run["script"] != script_file(config).stem) + differ
+        options = ", ".join(differ) or "the same options"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        options = "unknown options"
+    if (folder / "metrics.json").exists():
+        return f"a finished run with {options}, which is never overwritten: choose another --out."
+    if not config.resume and (folder / "checkpoint").exists():
+        return f"an unfinished run with {options}: continue that one with --resume, or choose another --out."
+    return None
+
+
+def releases_folder(train: Callable) -> Callable:
+    """Decorates a function of a config and more: unlocks the run folder at its end, whether it returns or raises."""
+
+    @wraps(train)
+    def wrapper(config, *args, **kwargs):
+        try:
+            return train(config, *args, **kwargs)
+        finally:
+            unlock_folder(folder_of(config))
+
+    return wrapper
 
 
 # Identity ------------------------------------------------------------------------------------------------------------
@@ -124,7 +167,7 @@ def run_identity(
 ) -> dict[str, Any]:
     """Everything that affects the results of a run except hardware and versions. A resumed run must have the same."""
     result = {
-        "script": script_name(config),
+        "script": script_file(config).stem,
         "classes": train.classes,
         "data_fingerprint": data_fingerprint(train, val),
         "processes": accelerator.num_processes,
@@ -147,15 +190,14 @@ def describe_run(
     val: ClassificationDataset,
 ) -> RunInfo:
     """The `RunInfo` of a run before its first step."""
-    git = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    git = ["git", "-C", str(provenance.PROJECT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # git is not installed
         commit = ""
     gpu = accelerator.device.type == "cuda"
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return RunInfo(
-        script=script_name(config),
+        script=script_file(config).stem,
         config=asdict(config),
         classes=train.classes,
         rows={"train": len(train), "val": len(val), "dropped": train.dropped},
@@ -163,12 +205,17 @@ def describe_run(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         variant=config.variant,
         command=shlex.join(sys.argv),
-        versions={"python": platform.python_version(), **versions},
+        versions=package_versions(),
         commit=commit or None,
+        code=code_hashes(script_file(config)),
         device=torch.cuda.get_device_name() if gpu else f"{accelerator.device}, {torch.get_num_threads()} threads",
         processes=accelerator.num_processes,
         mixed_precision=accelerator.mixed_precision,
     )
+
+
+def package_versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 # Writing -------------------------------------------------------------------------------------------------------------
@@ -212,6 +259,7 @@ class RunFolder:
     ):
         self.config, self.val, self.is_main = config, val, accelerator.is_main_process
         self.path = folder_of(config)
+        self.script = script_file(config).read_bytes()
         self.identity = run_identity(config, accelerator, train, val)
         self.clock = Stopwatch()
         if not self.is_main:
@@ -230,15 +278,18 @@ class RunFolder:
         if not self.is_main:
             return tqdm(disable=True)
         write_json(self.path / "run.json", asdict(self.info))
+        with atomic_path(self.path / f"{self.info.script}.py") as partial:
+            partial.write_bytes(self.script)
         write_json(self.path / "data_report.json", self.report)
         if self.report["bad_rows"]:
             write_csv(self.path / "bad_rows.csv", self.report["bad_rows"])
         kept = [line for line in self.read_log() if line["step"] <= step]  # a resumed run repeats later steps
         with atomic_path(self.path / "log.jsonl") as partial:
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         resumes = self.config.resume and not self.config.dry_run
         begins = "no checkpoint found, starting from step 0" if resumes and not step else f"from step {step}"
-        print(f"{self.info.parameters:,} parameters, {last_step} steps, {begins}, run folder {self.path}", flush=True)
+        folder = printable(str(self.path))
+        print(f"{self.info.parameters:,} parameters, {last_step} steps, {begins}, run folder {folder}")
         self.first_step, self.last_step = step, last_step
         self.first_total, self.first_training = self.clock.total, self.clock.training
         self.clock.last = time.perf_counter()
@@ -265,19 +316,30 @@ class RunFolder:
         self.bar.write(epoch_line(epoch, self.config.epochs, train_loss, result, seconds_left))
 
     def _append(self, **values: Any) -> None:
-        with open(self.path / "log.jsonl", "a") as file:
+        with open(self.path / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def read_log(self) -> list[dict]:
         """The lines of log.jsonl, without the incomplete line that a killed run may leave."""
         path = self.path / "log.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        log = []
+        for number, text in enumerate(lines, 1):
+            if text.endswith(b"\n"):
+                try:
+                    log.append({"step": int(json.loads(text)["step"]), **json.loads(text)})
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                    raise InputError(
+                        f"line {number} of {path} is damaged: delete the file to continue with a new log, or "
+                        f"{self.path} to start over."
+                    ) from error
+        return log
 
     @main_process_only
     def write_checkpoint(self, state: dict) -> None:
+        origin = {name: getattr(self.info, name) for name in ("command", "commit", "code", "resumed")}
         buffer = io.BytesIO()  # on a full disk, torch.save raises "unexpected pos"; a plain write gives the reason
-        torch.save(state, buffer)
+        torch.save(state | {"script": self.script, "origin": origin}, buffer)
         with atomic_path(self.path / "checkpoint" / "last.pt") as partial:
             partial.write_bytes(buffer.getbuffer())
 
@@ -287,9 +349,23 @@ class RunFolder:
         if not path.exists():
             return None
         try:
+            with zipfile.ZipFile(path) as file:
+                if file.testzip():  # compares the checksums, which torch.load does not
+                    raise zipfile.BadZipFile
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds of exceptions
-            raise InputError(f"{path} is not a readable checkpoint: delete {self.path} to start over.") from error
+            raise InputError(f"the checkpoint {path} is damaged: delete {self.path} to start over.") from error
+
+    @main_process_only
+    def continue_run(self, step: int, origin: dict) -> None:
+        """Keeps the command, commit and code of the first start of a resumed run, and notes those of this one."""
+        files = changed_files(origin["code"], self.info.code)
+        if files:
+            print(
+                f"note: changed since the run was started: {', '.join(files)}; it may differ from an uninterrupted run"
+            )
+        again = {"step": step, "command": self.info.command, "commit": self.info.commit, "changed": files}
+        self.info = replace(self.info, **origin | {"resumed": [*origin["resumed"], again]})
 
     @main_process_only
     def finish(self, model: nn.Module, logits: np.ndarray) -> None:
@@ -302,9 +378,13 @@ class RunFolder:
         self.clock.lap(training=False)
         self.info.seconds, self.info.train_seconds = self.clock.total, self.clock.training
         self.info.images_per_second = self.last_step * self.config.batch_size / self.clock.training
+        weights = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})
+        self.info.weights = hashlib.sha256(weights).hexdigest()
         write_json(self.path / "run.json", asdict(self.info))
         with atomic_path(self.path / "model.safetensors") as partial:
-            partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}))
+            partial.write_bytes(weights)
+        with atomic_path(self.path / REFERENCE) as partial:
+            write_reference(partial, self.config, model, self.val)
         write_json(self.path / "labels.json", self.val.classes)
         rows, result = predictions(self.val, logits), scores(self.val.labels.numpy(), logits)
         write_csv(self.path / "predictions.csv", rows.to_dict("records"))
@@ -312,8 +392,9 @@ class RunFolder:
         save_figure(self.path / "curves.png", curves(log))
         save_figure(self.path / "confusion.png", confusion(self.val, logits))
         save_figure(self.path / "mistakes.png", mistakes(self.val, logits))
+        intervals = score_intervals(rows)
         with atomic_path(self.path / "README.md") as partial:
-            text = model_card(run_name(self.config), asdict(self.info), findings(self.report), result, rows)
+            text = model_card(run_name(self.config), asdict(self.info), findings(self.report), result, rows, intervals)
             partial.write_text(text, encoding="utf-8")
         epochs = [line for line in log if "val_accuracy" in line]
         last = {"epoch": self.config.epochs, "val_accuracy": result["accuracy"]}  # if the log has been deleted
@@ -321,7 +402,26 @@ class RunFolder:
         best_epoch = {"epoch": best["epoch"], "accuracy": best["val_accuracy"]}
         write_json(self.path / "metrics.json", result | {"best_epoch": best_epoch})
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)  # three times the size of the weights
-        print(f"finished: {self.path}")
+        print("\n" + "\n".join(self._closing_lines(result, intervals)))
+
+    def _closing_lines(self, result: dict, intervals: dict) -> list[str]:
+        """The last lines of a run: its accuracy, where its files are, and commands for the next steps."""
+        score = f"{result['accuracy']:.3f}"
+        if intervals:
+            score = format_score(result["accuracy"], intervals["accuracy"]) + " (95 % confidence interval)"
+        on_path = Path(shutil.which("python") or "").parent == Path(sys.executable).parent
+        python = "python" if on_path else shlex.quote(sys.executable)
+        run, data = shlex.quote(str(self.path)), shlex.quote(self.config.data)
+        lines = [
+            f"finished: {self.path}: accuracy {score} on {result['n']} val rows",
+            f"results:  {self.path / 'README.md'}, and beside it curves.png, confusion.png and mistakes.png",
+        ]
+        if not self.config.dry_run:  # whose folder is deleted at the end
+            predict, compare = (
+                shlex.quote(os.path.relpath(provenance.PROJECT / name)) for name in ("predict.py", "compare.py")
+            )
+            lines += [f"next:     {python} {predict} {run} {data}", f"          {python} {compare} {run}"]
+        return [printable(line) for line in lines]
 
 
 def predictions(val: ClassificationDataset, logits: np.ndarray) -> pd.DataFrame:
@@ -351,10 +451,20 @@ class FinishedRun:
     report: dict  # data_report.json
     rows: pd.DataFrame  # predictions.csv
 
+    @property
+    def script(self) -> Path:
+        """The copy of the script in the run folder, which is compared with others, but never executed."""
+        return self.folder / f"{self.info.script}.py"
+
+    @cached_property
+    def code_key(self) -> str:
+        """`common.provenance.code_key` of the script; "" if an older version wrote the run and did not record it."""
+        return code_key(self.script.read_bytes()) if self.info.code else ""
+
     def _module(self) -> ModuleType:
-        """The script of the run, from the project folder only, as run.json may come from an untrusted source."""
-        if not (PROJECT / f"{self.info.script}.py").exists():
-            raise InputError(f"{self.folder} was written by {self.info.script}.py, which is not in {PROJECT}.")
+        """The script of the run, from the project folder only, as a run folder may come from an untrusted source."""
+        if not (provenance.PROJECT / self.script.name).exists():
+            raise InputError(f"{self.folder} was written by {self.script.name}, which is not in {provenance.PROJECT}.")
         return importlib.import_module(self.info.script)
 
     @property
@@ -365,77 +475,195 @@ class FinishedRun:
         try:
             return self._module().Config(**options)
         except TypeError as error:
-            raise InputError(
-                f"{self.folder} was written by another version of {self.info.script}.py: {error}"
-            ) from error
+            raise InputError(f"{self.folder} was written by another version of {self.script.name}: {error}") from error
 
     def model(self) -> nn.Module:
-        """The trained model, in evaluation mode."""
-        model = self._module().build_model(self.config, len(self.info.classes))
+        """The trained model, on the CPU, in evaluation mode.
+
+        It is built by today's script and returned only if it reproduces the outputs that are stored in the folder.
+
+        Raises:
+            InputError: it does not; or the weights are damaged, of another model, or not those that the run wrote.
+        """
+        if not self.info.weights:
+            raise InputError(
+                f"{self.folder} has no outputs to check its model with, because an older version wrote it: use the "
+                f"code of commit {self.info.commit or 'unknown'}, or train the run again."
+            )
+        path = self.folder / "model.safetensors"
         try:
-            model.load_state_dict(safetensors.torch.load_file(self.folder / "model.safetensors"))
-        except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-            raise InputError(f"the weights in {self.folder} do not match its run.json: {error}") from error
+            with open(path, "rb") as file:
+                unchanged = hashlib.file_digest(file, "sha256").hexdigest() == self.info.weights
+        except OSError as error:
+            raise InputError(f"the weights in {self.folder} cannot be read: {error.strerror}.") from error
+        if not unchanged:
+            raise InputError(
+                f"{path} is not the file that the run wrote: it is damaged or was replaced. Restore it, or train the "
+                "run again."
+            )
+        build, config = self._module().build_model, self.config
+        with torch.device("meta"):  # no memory: run.json may describe a model of any size
+            expected = _shapes(build(config, len(self.info.classes)).state_dict())
+        state = safetensors.torch.load_file(path)
+        wrong = sorted(name for name, _ in expected.items() ^ _shapes(state).items())
+        problem: str | None
+        if wrong:
+            problem = f"{wrong[0]} is missing, or has another shape or dtype"
+        else:
+            model = build(config, len(self.info.classes))
+            model.load_state_dict(state)
+            problem = reference_problem(self.folder / REFERENCE, config, model)
+        if problem:
+            raise InputError(
+                f"{self.folder}: {self.script.name} builds another model today: {problem}. {self._cause()}"
+            )
         return model.eval()
 
-    def splits(self) -> tuple[ClassificationDataset, ClassificationDataset]:
-        """The train and val splits of the run; InputError if the data is missing or has changed."""
-        train, val = load_splits(self.config)
+    def _cause(self) -> str:
+        """What has changed since the run was made, and what to do about it."""
+        files = changed_files(self.info.code, code_hashes(provenance.PROJECT / self.script.name))
+        packages = [name for name, version in self.info.versions.items() if package_versions().get(name) != version]
+        if files:
+            commit = self.info.commit or "unknown"
+            return f"Changed since commit {commit}: {', '.join(files)}. Use the code of that commit."
+        if packages:
+            old = ", ".join(f"{name} {self.info.versions[name]}" for name in packages)
+            return f"The code is the same, but the run used {old}: install that."
+        return "The code and the packages are the same, so the run folder was changed: restore it."
+
+    def splits(
+        self, data: str = "", cache: str = DataConfig.cache
+    ) -> tuple[ClassificationDataset, ClassificationDataset]:
+        """The train and val splits of the run.
+
+        Args:
+            data: where the data is now. The run folder may come from anywhere, so it does not decide what is read: ""
+                stands for the run's data only if that is the bundled sample or the default data set.
+            cache: folder for decoded pixels.
+
+        Raises:
+            InputError: `data` is needed, or the data is missing or has changed.
+        """
+        config = self.config
+        if not data and config.data not in ("sample", DataConfig.data):
+            raise InputError(
+                f"{self.folder} was trained on {config.data}: add --data {shlex.quote(config.data)} to read it."
+            )
+        limit = DataConfig.max_megapixels  # like `cache`, not up to the run folder
+        config = replace(config, data=data or config.data, cache=cache, max_megapixels=limit)
+        train, val = load_splits(config)
         if data_fingerprint(train, val) != self.info.data_fingerprint:
-            raise InputError(f"--data {self.config.data} has changed since {self.folder} was trained on it.")
+            raise InputError(f"--data {config.data} is not the data that {self.folder} was trained on, or has changed.")
         return train, val
 
 
+def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+
+
 def read_run(folder: Path) -> FinishedRun:
-    """The finished run in `folder`; InputError if there is none, or if a file is missing or inconsistent."""
+    """The finished run in `folder`; InputError if there is none, or if a file is missing, damaged or inconsistent."""
     if not (folder / "metrics.json").exists():
         state = "an unfinished run" if (folder / "run.json").exists() else "no run"
         raise InputError(f"{folder} holds {state}: give run folders, or folders that contain run folders.")
     try:
-        info, report = (json.loads((folder / name).read_text()) for name in ("run.json", "data_report.json"))
-        rows = pd.read_csv(folder / "predictions.csv", dtype=str, na_filter=False)[[*IDS, *PREDICTED]]
-        rows = rows.astype({"probability": float, "loss": float})
-        known = {f.name for f in fields(RunInfo)}
-        run = FinishedRun(folder, RunInfo(**{k: v for k, v in info.items() if k in known}), report, rows)
-        problem = _problem(run)
-        if not problem and json.loads((folder / "labels.json").read_text()) != run.info.classes:
-            problem = "labels.json and run.json have different classes"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        info, report, metrics, labels = (
+            json.loads(_read(folder / name)) for name in ("run.json", "data_report.json", "metrics.json", "labels.json")
+        )
+        problem = _problem(info, report)
+        if not problem:
+            known = {f.name for f in fields(RunInfo)}
+            info = RunInfo(**{name: value for name, value in info.items() if name in known})
+            table = io.BytesIO(_read(folder / "predictions.csv"))
+            rows = pd.read_csv(table, dtype=str, na_filter=False, encoding_errors="surrogateescape")
+            if not {*IDS, *PREDICTED} <= {*rows.columns}:
+                raise ValueError(f"predictions.csv must have the columns {', '.join([*IDS, *PREDICTED])}")
+            rows = rows[[*IDS, *PREDICTED]].map(csv_text).astype({"probability": float, "loss": float})
+            problem = _contradiction(info, rows, metrics, labels)
+            script = folder / f"{info.script}.py"
+            if not problem and info.code and hashlib.sha256(_read(script)).hexdigest() != info.code.get(script.name):
+                problem = f"{script.name} is not the script of the run"
+    except KeyError as error:
+        problem = f"{error} is missing"
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         problem = str(error)
     if problem:
         raise InputError(f"{folder} is not a complete run folder: {problem}.")
-    return run
+    return FinishedRun(folder, info, report, rows)
 
 
-def _problem(run: FinishedRun) -> str | None:
-    """A description of what is missing or inconsistent in a run, or None."""
+def _read(path: Path) -> bytes:
+    """The content of a regular file."""
+    if not path.is_file():  # opening a FIFO would wait forever
+        raise ValueError(f"{path.name} is missing" if not path.exists() else f"{path.name} is not a regular file")
+    return path.read_bytes()
+
+
+def _problem(info: dict, report: dict) -> str | None:
+    """What is missing or has another type in run.json or data_report.json, or None."""
+    for f in fields(RunInfo):
+        if f.name in info and not fits(info[f.name], f.type):
+            return f"{f.name} in run.json is {str(info[f.name])[:60]!r}"
     config = ("seed", "crop", "augment", "split_by", "recipe")
-    missing = [name for name in config if name not in run.info.config]
-    missing += [name for name in ("majority", "products") if name not in run.report]
-    missing += [name for name in ("images_per_second", "seconds") if getattr(run.info, name) is None]
+    missing = [name for name in config if name not in info["config"]]
+    missing += [name for name in ("majority", "products") if name not in report]
+    missing += [name for name in ("images_per_second", "seconds") if info.get(name) is None]
     if missing:
         return f"{', '.join(sorted(missing))} missing"
-    if not re.fullmatch(r"train_\w+", str(run.info.script)):
-        return f"{run.info.script} is not a training script"
-    if len(run.rows) != run.info.rows["val"] or not len(run.rows):
-        return f"{len(run.rows)} predictions for {run.info.rows['val']} val rows"
-    if not (run.rows["probability"].between(0, 1).all() and np.isfinite(run.rows["loss"]).all()):
-        return "invalid probability or loss"
+    if not re.fullmatch(r"train_\w+", info["script"], re.ASCII):
+        return f"{info['script']} is not a training script"
+    if info["classes"] != sorted(set(info["classes"])):
+        return "the classes are not sorted or not unique"
+    products = report["products"]
+    if report["majority"] not in info["classes"] or not (products is None or fits(products["shared"], list[str])):
+        return "data_report.json does not fit run.json"
     return None
 
 
-def find_runs(folders: Sequence[str]) -> list[FinishedRun]:
-    """The finished runs in `folders`, each a run folder or a folder of run folders."""
-    selected: list[Path] = []
+def _contradiction(info: RunInfo, rows: pd.DataFrame, metrics: dict, labels: list) -> str | None:
+    """How the files of a run contradict each other, or None."""
+    if labels != info.classes:
+        return "labels.json and run.json have different classes"
+    if len(rows) != info.rows["val"] or not len(rows):
+        return f"{len(rows)} predictions for {info.rows['val']} val rows"
+    unknown = sorted({*rows["label"], *rows["prediction"]} - {*labels})
+    if unknown:
+        return f"predictions.csv has the category {unknown[0]!r}, which is not in labels.json"
+    if not (rows["probability"].between(0, 1).all() and rows["loss"].between(0, np.inf, inclusive="left").all()):
+        return "invalid probability or loss"
+    actual = scores_of_predictions(rows["label"].to_numpy(), rows["prediction"].to_numpy())
+    actual |= {"n": len(rows), "loss": rows["loss"].mean()}
+    for name, value in actual.items():
+        if not abs(metrics[name] - value) <= 1e-9 * max(1, value):
+            return f"{name} is {metrics[name]} in metrics.json, but {value} in predictions.csv"
+    return None
+
+
+def find_runs(folders: Sequence[str]) -> tuple[list[FinishedRun], list[str]]:
+    """The finished runs in `folders`, each a run folder or a folder of run folders.
+
+    Returns:
+        The runs, and a sentence for each folder within one of `folders` that holds an unfinished or damaged run.
+
+    Raises:
+        InputError: one of `folders` is not a complete run folder and does not contain one.
+    """
+    runs: dict[Path, FinishedRun] = {}
+    notes = []
     for folder in map(Path, folders):
         if (folder / "run.json").exists() or not folder.is_dir():
-            selected.append(folder)
+            runs[folder] = read_run(folder)
             continue
-        finished = sorted(path.parent for path in folder.glob("*/metrics.json"))
-        if not finished:
-            raise InputError(f"{folder} holds no finished run.")
-        unfinished = {path.parent for path in folder.glob("*/run.json")} - {*finished}
-        if unfinished:
-            print(f"skipped because they are not finished: {', '.join(sorted(map(str, unfinished)))}", file=sys.stderr)
-        selected += finished
-    return [read_run(folder) for folder in dict.fromkeys(selected)]
+        found = {}
+        for path in sorted(file.parent for file in folder.glob("*/run.json")):
+            if not (path / "metrics.json").exists():
+                notes.append(f"left out: {path} is not finished")
+                continue
+            try:
+                found[path] = read_run(path)
+            except InputError as error:
+                notes.append(f"left out: {str(error).removesuffix('.')}")
+        if not found:
+            raise InputError(f"{folder} holds no finished run." + "".join(f" {note}." for note in notes[:1]))
+        runs |= found
+    return list(runs.values()), notes

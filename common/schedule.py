@@ -90,9 +90,9 @@ def generator(seed: int, stream: int, *place: int) -> np.random.Generator:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the learning rate of each parameter group to `lr` times the group's `lr_scale`."""
+    """Sets the learning rate of each parameter group to `lr` times the group's `lr_scale`, if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def seed_device(seed: int, device: torch.device) -> None:

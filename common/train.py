@@ -21,14 +21,15 @@ from common.data.dataset import ClassificationDataset, place_pixels
 from common.data.masks import load_masks
 from common.distillation import load_teacher
 from common.evaluate import evaluate, set_train_mode
-from common.launch import StopRequest
-from common.run_folder import RunFolder
+from common.launch import OtherLoad, StopRequest
+from common.run_folder import RunFolder, releases_folder
 from common.schedule import Plan, set_lr
 from common.step import train_step
 
 DIVERGED = "the run has diverged: lower --lr, raise --warmup or set --clip-norm 1."
 
 
+@releases_folder
 def train_model(
     config: TrainConfig,
     accelerator: Accelerator,
@@ -61,6 +62,7 @@ def train_model(
     averaged = step  # earlier losses are already means over all processes
     logits = None
     set_train_mode(model)
+    other_load = OtherLoad(accelerator)
     with StopRequest(accelerator) as stop, folder.start(step, plan.last_step) as bar:
         while step < plan.last_step:
             # One optimizer step
@@ -85,6 +87,8 @@ def train_model(
             if logs:
                 loss = losses[plan.last_log(step) : step].mean().item()
                 folder.log(step=step, epoch=plan.epochs(step), loss=loss, lr=plan.lr(step - 1))
+                if note := other_load.note():
+                    bar.write(note)
 
             # Evaluate
             if ends_epoch:
@@ -108,7 +112,7 @@ def train_model(
 
     if logits is None:  # resumed after the last step
         logits = evaluate(model, val, accelerator, config.fit)
-    folder.finish(unwrapped(accelerator, model), logits)
+    folder.finish(unwrapped(accelerator, model, keep_precision=False), logits)
     accelerator.wait_for_everyone()  # until the results are written
     accelerator.end_training()
     return folder.path

@@ -3,15 +3,14 @@
 python -m docs.draw_sample
 """
 
-import io
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 
 from common.config import TrainConfig
 from common.data.crop import crop_image
+from common.data.pixels import open_image
 from common.data.sources import clean_category, load_tables
 from common.figures import save_figure
 
@@ -24,13 +23,13 @@ def main():
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     axes = figure.subplots(2, len(CLASSES))
     for (photo, crop), name in zip(axes.T, CLASSES, strict=True):
-        row = rows[names.index(name)]
-        image = Image.open(io.BytesIO(row["image"]["bytes"]))
+        row = rows.select([names.index(name)])
+        image, bbox = open_image(next(row.images())), row["bbox"][0]
         photo.imshow(image.convert("RGB"))
-        x, y, width, height = row["bbox"]
+        x, y, width, height = bbox
         photo.add_patch(Rectangle((x, y), width, height, fill=False, color="tab:red", linewidth=2))
-        photo.set_title(f"{row['category']}\n{row['bbox']}", fontsize=9)
-        crop.imshow(crop_image(image, row["bbox"], size=224, fit="pad")[0])
+        photo.set_title(f"{row['category'][0]}\n{bbox}", fontsize=9)
+        crop.imshow(crop_image(image, bbox, size=224, fit="pad")[0])
         crop.set_title(name, fontsize=10)
     for axis in axes.flat:
         axis.axis("off")

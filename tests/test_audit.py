@@ -2,14 +2,17 @@
 
 import io
 import json
+import tracemalloc
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
 
+import common.data.audit
 from common.config import InputError
 from common.data.audit import NEAR_DUPLICATE_BITS, audit, findings
 from common.data.dataset import place_pixels
@@ -182,6 +185,56 @@ def test_a_resized_brighter_copy_is_a_near_duplicate(load, rows, parquet):
     assert near["val_rows"] == 1 and near["pairs"][0]["rows"] == ["val anew", f"train {original['image_id']}"]
     assert 0 <= near["pairs"][0]["bits"] <= NEAR_DUPLICATE_BITS
     assert report["duplicates"]["groups"] == []
+
+
+def near_duplicates(hashes):
+    """Of splits {"train": hashes (N, 2), "val": hashes (M, 2)}."""
+    ids = {name: {"image_id": list(range(len(split)))} for name, split in hashes.items()}
+    return common.data.audit._near_duplicates({name: SimpleNamespace(hashes=h) for name, h in hashes.items()}, ids)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_near_duplicates_are_those_of_a_comparison_one_by_one(seed, monkeypatch):
+    """Also if they are compared in many blocks, and if more pairs are found than are listed."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(common.data.audit, "BLOCK", int(rng.choice([1, 7, 50, 1000])))
+    monkeypatch.setattr(common.data.audit, "MAX_LISTED", int(rng.choice([1, 5, 30, 1000])))
+
+    def split(n):
+        looks = rng.choice([0, 0x0F0F_0F0F_0F0F_0F0F, 0x0123_4567_89AB_CDEF], n).astype(np.uint64)
+        for _ in range(4):
+            looks ^= rng.integers(0, 2, n).astype(np.uint64) << rng.integers(0, 64, n).astype(np.uint64)
+        return np.stack([rng.integers(1, 30, n).astype(np.uint64), looks], axis=1)
+
+    hashes = {"train": split(int(rng.integers(1, 40))), "val": split(int(rng.integers(1, 40)))}
+    pairs = [
+        {"rows": [f"val {i}", f"{name} {j}"], "bits": (int(look) ^ int(other_look)).bit_count()}
+        for name in ("train", "val")
+        for i, (file, look) in enumerate(hashes["val"])
+        for j, (other_file, other_look) in enumerate(hashes[name])
+        if look != 0 and file != other_file and (name == "train" or j < i)
+    ]
+    pairs = [pair for pair in pairs if pair["bits"] <= NEAR_DUPLICATE_BITS]
+    in_train = [pair for pair in pairs if pair["rows"][1].startswith("train")]
+    assert near_duplicates(hashes) == {
+        "across_splits": len(in_train),
+        "within_val": len(pairs) - len(in_train),
+        "val_rows": len({pair["rows"][0] for pair in in_train}),
+        "pairs": sorted(pairs, key=lambda pair: pair["bits"])[: common.data.audit.MAX_LISTED],
+    }
+
+
+def test_near_duplicates_of_one_photo_take_little_memory():
+    """1,000 rows in each split make 1.5 million pairs."""
+    files = np.arange(2000, dtype=np.uint64)
+    looks = np.full(2000, 12345, np.uint64)
+    hashes = dict(zip(("train", "val"), np.split(np.stack([files, looks], axis=1), 2), strict=True))
+    tracemalloc.start()
+    near = near_duplicates(hashes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (near["across_splits"], near["within_val"], near["val_rows"]) == (1_000_000, 499_500, 1000)
+    assert len(near["pairs"]) == 1000 and peak < 100e6
 
 
 def test_hash_distances_of_saved_copies_and_of_other_crops(rows):

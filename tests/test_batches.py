@@ -2,7 +2,6 @@
 
 import io
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -12,9 +11,10 @@ from common.augment import draw_mix, mix, replace_background
 from common.config import InputError, TrainConfig
 from common.data.dataset import load_splits
 from common.data.masks import load_masks
-from common.data.pixels import normalize
+from common.data.pixels import normalize, open_image
 from common.data.sources import load_tables
 from common.step import Draws, draw, make_batch
+from tests.helpers import UNREADABLE
 
 CPU = torch.device("cpu")
 
@@ -110,9 +110,8 @@ def test_a_small_image_can_be_blurred(size):
 def test_masks_are_cropped_like_images(small):
     _, train = small(background="gray")
     tables = load_tables(small(background="keep")[0], "mask")["train"].select(train.numbers[:3])
-    for mask, row in zip(train.masks, tables.cast_column("mask", datasets.Image()), strict=False):
-        x, y, w, h = row["bbox"]
-        whole = np.asarray(row["mask"].convert("L").crop((x, y, x + w, y + h)))
+    for mask, file, (x, y, w, h) in zip(train.masks, tables.images("mask"), tables["bbox"], strict=False):
+        whole = np.asarray(open_image(file).convert("L").crop((x, y, x + w, y + h)))
         assert (mask > 127).mean() * max(w, h) ** 2 == pytest.approx((whole > 127).sum(), rel=0.1)
         assert mask.shape == (1, 32, 32)
 
@@ -149,11 +148,16 @@ def test_invalid_masks(parquet, rows, cache):
     def broken(mask):
         return png(mask)[:50]
 
+    def bomb(mask):
+        return UNREADABLE["bomb.png"]()
+
     np.testing.assert_array_equal(load(alpha), load(plain))
     with pytest.raises(InputError, match="train.* 1: .*255"):
         load(ones)
     with pytest.raises(InputError, match="mask of train row 0"):
         load(broken)
+    with pytest.raises(InputError, match="mask of train row 0 .*--max-megapixels"):
+        load(bomb)
     for crop in (False, True):
         with pytest.raises(InputError, match="mask of train row 0 .*(size|large)"):
             load(larger, crop=crop)

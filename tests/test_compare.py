@@ -35,7 +35,7 @@ from common.compare.summary import (
 from common.config import InputError, parse
 from common.data.crop import PAD_COLOR
 from common.figures import confusion_side, draw_confusion, save_figure
-from common.metrics import METRICS, calibration_error
+from common.metrics import METRICS, calibration_error, scores_of_predictions
 from common.run_folder import IDS, PREDICTED, find_runs, read_run
 from tests import helpers
 from tests.helpers import SAMPLE, edit_json, read_json
@@ -63,7 +63,8 @@ def write_run(tmp_path):
         run |= {"parameters": 1000, "seconds": 12.0, "images_per_second": 100.0, "rows": {"val": len(labels)}}
         both = {"train": 90, "val": 60, "both": len(shared), "val_rows": 0, "shared": sorted(shared)}
         report = {"majority": "chair", "products": both}
-        contents = {"run": run, "data_report": report, "metrics": {}, "labels": CLASSES}
+        metrics = scores_of_predictions(np.array(labels), np.array(predictions)) | {"n": len(labels), "loss": 0.5}
+        contents = {"run": run, "data_report": report, "metrics": metrics, "labels": CLASSES}
         for name, content in contents.items():
             (folder / f"{name}.json").write_text(json.dumps(content))
         with open(folder / "predictions.csv", "w", newline="") as file:
@@ -78,7 +79,7 @@ def write_run(tmp_path):
 
 
 def experiments_of(*folders):
-    return group_runs(find_runs([str(folder) for folder in folders]))
+    return group_runs(find_runs([str(folder) for folder in folders])[0])
 
 
 def scored(*folders):
@@ -401,7 +402,7 @@ def test_the_same_run_twice_is_refused(write_run, tmp_path):
         ("predictions.csv", lambda text: text.replace("0.9", "7.5"), "probability or loss"),
         ("predictions.csv", lambda text: text.replace("0.9", "nan"), "probability or loss"),
         ("predictions.csv", lambda text: text.replace("0.9", "much"), "much"),
-        ("predictions.csv", lambda text: text.replace("prediction", "guess"), "prediction"),
+        ("predictions.csv", lambda text: text.replace("prediction", "guess"), "columns .*prediction"),
     ],
 )
 def test_a_damaged_run_folder_is_named(write_run, file, change, words):
@@ -418,13 +419,13 @@ def test_a_run_folder_without_its_predictions_is_not_complete(write_run):
         read_run(run)
 
 
-def test_an_unfinished_run_is_refused_alone_and_left_out_among_others(write_run, capsys):
+def test_an_unfinished_run_is_refused_alone_and_left_out_among_others(write_run):
     run, other = (write_run("train_custom_cnn", options, LABELS) for options in ("", "--crop"))
     (run / "metrics.json").unlink()
     with pytest.raises(InputError, match=f"{run} holds an unfinished run"):
         find_runs([str(run)])
-    assert [found.folder for found in find_runs([str(run.parent)])] == [other]
-    assert str(run) in capsys.readouterr().err
+    found, notes = find_runs([str(run.parent)])
+    assert [run.folder for run in found] == [other] and notes == [f"left out: {run} is not finished"]
 
 
 def test_folders_without_a_run_are_refused(tmp_path):
@@ -450,7 +451,7 @@ def test_settings_that_differ_are_columns(write_run, tmp_path):
     header, _, cnn, vit = (re.split(r" *\| *", line)[1:-1] for line in page.strip().splitlines()[-4:])
     assert header == ["experiment", "seeds", "epochs", "commit", "torch", "command"]
     dirty = "111111111111-dirty, 222222222222-dirty"
-    assert cnn == ["custom_cnn crop", "0, 1", "10", dirty, "none", "`python train_custom_cnn.py --seed 0`"]
+    assert cnn == ["custom_cnn crop", "0, 1", "10", dirty, "none", "python train_custom_cnn.py --seed 0"]
     assert vit == ["custom_vit crop", "0", "5", "1" * 12, "2.9.0", "not recorded"]
     run = comparison["experiments"][0]["runs"][1]
     assert run["config"]["seed"] == 1 and run["commit"] == "2" * 40 + "-dirty" and run["folder"].endswith("seed-1")
@@ -564,7 +565,7 @@ def test_the_page_and_the_file_say_how_the_runs_were_made(comparison, found, run
     expected |= {"limit": "0", "split by": "none", "recipe": "default", "epochs": "1", "image size": "32"}
     expected |= {"torch": info["versions"]["torch"]}
     assert expected.items() <= settings.items() and settings["commit"].startswith((info["commit"] or "none")[:12])
-    assert f"`python {info['command']}`" in page
+    assert f"python {info['command']}" in page
     entry = found["experiments"][1]["runs"][0]
     assert {name: entry[name] for name in ("config", "command", "versions", "commit", "rows")} == {
         name: info[name] for name in ("config", "command", "versions", "commit", "rows")
@@ -585,10 +586,30 @@ def test_figures_of_a_comparison(comparison, name):
 
 
 def test_a_single_run_has_no_questions(runs, tmp_path):
-    (tmp_path / "differences.png").write_text("of an earlier comparison")
-    result = compare.main([str(runs["vit"]), "--out", str(tmp_path)])
-    assert result["questions"] == [] and not (tmp_path / "differences.png").exists()
-    assert "differences.png" not in (tmp_path / "comparison.md").read_text()
+    """The figure of an earlier comparison is removed."""
+    out = tmp_path / "out"
+    assert compare.main([str(runs["vit"]), str(runs["crop"]), "--out", str(out)])["questions"]
+    assert (out / "differences.png").exists()
+    assert compare.main([str(runs["vit"]), "--out", str(out)])["questions"] == []
+    assert not (out / "differences.png").exists()
+    assert "differences.png" not in (out / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize("shortcuts", [[], ["--shortcuts"]])
+def test_files_that_compare_did_not_write_are_kept(runs, tmp_path, shortcuts):
+    figure = f"shortcuts-{'-'.join(runs['vit'].resolve().parts[-2:])}.png" if shortcuts else "differences.png"
+    for name, content in ((figure, "mine"), ("comparison.json", "[]"), ("shortcuts.json", '{"mine": 1}')):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text(content)
+        if name not in (figure, "comparison.json" if not shortcuts else "shortcuts.json"):
+            continue
+        with pytest.raises(InputError, match=f"{name} of other origin.*--out"):
+            compare.main([*shortcuts, str(runs["vit"]), "--out", str(out)])
+        assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == content
+    for out in (runs["vit"], tmp_path / figure / figure):
+        with pytest.raises(InputError, match="folder of a run|cannot be created"):
+            compare.main([*shortcuts, str(runs["vit"]), "--out", str(out)])
 
 
 def test_the_terminal_shows_the_answers(comparison, found):
@@ -665,7 +686,7 @@ def test_a_model_is_rebuilt_from_its_folder(runs):
 
 def test_weights_of_other_classes_are_refused(runs):
     run = read_run(runs["vit"])
-    with pytest.raises(InputError, match=f"weights in {run.folder} .*run.json"):
+    with pytest.raises(InputError, match=f"{run.folder}: .* another model"):
         replace(run, info=replace(run.info, classes=["a", "b"])).model()
 
 

@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import os
 import re
+import shutil
 import socket
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,18 +15,22 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+import common.data.dataset
 import common.data.pixels
-from common.config import ID_COLUMNS, DataConfig, InputError
-from common.data.audit import audit, describe
+from common.config import ID_COLUMNS, DataConfig, InputError, identity
+from common.data.audit import audit, describe, findings
 from common.data.dataset import ClassificationDataset, load_splits
 from common.data.hub import reachable
 from common.data.pixels import map_ahead, normalize
-from common.data.sources import clean_categories, clean_category
-from tests.helpers import encode, stored
+from common.data.sources import clean_categories, clean_category, read_splits
+from common.data.table import Table
+from tests.helpers import SAMPLE, encode, exit_code, fork_script, launch, photo, stored
 
 CPU = torch.device("cpu")
 
@@ -55,13 +62,35 @@ def test_a_batch_is_pixels_crop_sizes_and_labels(load):
     images, crop_sizes, labels = train.batch(np.array([3, 5]), CPU)
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8
     assert torch.equal(normalize(images)[0], train[3][0]) and labels[0] == train[3][1]
-    assert crop_sizes[0].tolist() == [float(v) for v in train.rows[3]["bbox"][2:]]
+    assert crop_sizes[0].tolist() == [float(v) for v in train.rows["bbox"][3][2:]]
 
 
 def test_the_sample_is_described_at_the_start_of_a_run(load):
     train, val = load()
     shown = describe(train, val, audit(train, val))
     assert "508 rows, 491 after dropping 17" in shown and re.search(r"armchair +45 +12", shown)
+    widths, heights = train.crop_sizes.numpy().T
+    smaller = (train.crop_sizes.amin(1) < 32).float().mean()
+    for sides, word in ((widths, "wide"), (heights, "high")):
+        assert f"{sides.min():.0f} to {sides.max():.0f} pixels {word} (median {np.median(sides):.0f})" in shown
+    assert f"{100 * smaller:.0f} % are smaller than the model input" in shown
+
+
+def test_sizes_of_crops_are_described_for_each_split(load):
+    train, val = load(image_size=224)
+    shown = describe(train, val, audit(train, val))
+    assert len(re.findall("crops .* pixels wide", shown)) == 2 and re.search("[1-9][0-9] % are smaller", shown)
+    train, val = load(crop=False)
+    assert "pixels wide" not in describe(train, val, audit(train, val))
+
+
+def test_boxes_of_smaller_images_are_pointed_out(load, rows, parquet):
+    """Boxes of photos of a quarter of the size are valid boxes in one corner."""
+    quarter = {split: [dict(r, bbox=[v // 4 for v in r["bbox"]]) for r in rows[split]] for split in rows}
+    report = audit(*load(parquet(quarter)))
+    for name, n in (("train", 60), ("val", 24)):
+        assert any(f"{name}: {n} of {n} boxes lie in the upper left" in sentence for sentence in findings(report))
+    assert report["boxes"]["val"]["note"] and json.dumps(report)
 
 
 def test_workers_of_a_loader_read_the_mapped_file(load):
@@ -74,7 +103,7 @@ def test_workers_of_a_loader_read_the_mapped_file(load):
 
 def test_only_the_columns_that_are_used_are_kept(load):
     names = {"image", "category", "bbox", "image_id", "product_id", "scene_id"}
-    assert set(load()[0].rows.column_names) == names
+    assert set(load()[0].rows.types) == names
 
 
 @pytest.mark.parametrize("crop", [True, False])
@@ -98,7 +127,7 @@ def test_crop_and_full_image_differ_and_pad_is_padded(load):
 def test_a_second_load_decodes_nothing_and_other_settings_do(load, tmp_path, monkeypatch):
     first = load(cache=str(tmp_path))
     monkeypatch.setattr(common.data.pixels, "crop_image", None)  # decoding a row fails from here on
-    monkeypatch.setattr(common.data.pixels, "encoded_bytes", None)  # and reading its image too
+    monkeypatch.setattr(Table, "images", None)  # and reading its image too
     again = load(cache=str(tmp_path))
     np.testing.assert_array_equal(first[1].pixels, again[1].pixels)
     assert first[0].fingerprint == again[0].fingerprint
@@ -120,7 +149,7 @@ def test_the_key_is_the_content_not_the_path(load, rows, parquet, tmp_path, monk
 
 def test_a_second_start_reads_no_image_file(load, image_folder, monkeypatch):
     first = load(image_folder)
-    monkeypatch.setattr(common.data.pixels, "encoded_bytes", None)  # reading an image fails from here on
+    monkeypatch.setattr(Table, "images", None)  # reading an image fails from here on
     assert load(image_folder)[0].fingerprint == first[0].fingerprint
 
 
@@ -133,6 +162,168 @@ def test_a_changed_image_file_or_box_is_noticed(load, image_folder):
     metadata, lines = read_metadata(image_folder)
     metadata.write_text("\n".join(json.dumps(line | {"bbox": [1, 1, 20, 20]}) for line in lines))
     assert load(image_folder)[1].fingerprint != second[1].fingerprint
+
+
+# The cache -----------------------------------------------------------------------------------------------------------
+
+
+def test_images_that_change_places_are_noticed(load, image_folder):
+    """Two images of one size and modification time, swapped by mv: only inodes and change times tell."""
+    first = load(image_folder)[1]
+    one, other = sorted(Path(image_folder, "val").glob("*/*.jpg"))[:2]
+    other.write_bytes(one.read_bytes()[:-1] + b"\0")
+    for path in (one, other):
+        os.utime(path, (1, 1))
+    before = load(image_folder)[1]
+    other.rename(other.with_suffix(".tmp"))
+    one.rename(other)
+    other.with_suffix(".tmp").rename(one)
+    assert len({first.fingerprint, before.fingerprint, load(image_folder)[1].fingerprint}) == 3
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_parquet_file_replaced_by_one_of_its_size_and_time_is_noticed(load, rows, parquet, in_place):
+    folder = parquet(rows)
+    file = Path(folder, "val-00000-of-00001.parquet")
+
+    def write(split_rows):
+        pq.write_table(pa.Table.from_pylist(split_rows), file, compression="none", use_dictionary=False)
+
+    write(rows["val"])
+    first, status = load(folder)[1], file.stat()
+    if not in_place:
+        file.unlink()
+    write([dict(row, bbox=[row["bbox"][0] ^ 1, *row["bbox"][1:]]) for row in rows["val"]])
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (file.stat().st_mtime_ns, file.stat().st_size) == (status.st_mtime_ns, status.st_size)
+    assert load(folder)[1].fingerprint != first.fingerprint
+
+
+def test_data_that_changes_while_it_is_read(load, rows, parquet, tmp_path, monkeypatch):
+    """Between the hash of its content and the decoding, for example."""
+    folder, read = parquet(rows), common.data.dataset.content_hash
+
+    def changed_later(*args):
+        content = read(*args)
+        parquet(dict(rows, train=rows["train"][::-1]), f"new-{len(list(tmp_path.iterdir()))}")
+        newest = max(tmp_path.glob("new-*/train*"), key=os.path.getmtime)
+        newest.replace(Path(folder, newest.name))
+        return content
+
+    monkeypatch.setattr(common.data.dataset, "content_hash", changed_later)
+    with pytest.raises(InputError, match="the train data was changed while it was read"):
+        load(folder, cache=str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").glob("*/pixels.npy"))
+
+
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "flipped": lambda path: flip(path, -1),
+    "in the header": lambda path: flip(path, 1),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-10]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"0"),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "other numbers": lambda path: np.save(path, np.zeros(3)) if path.suffix == ".npy" else path.write_text("[]"),
+    "a folder": lambda path: path.unlink() or path.mkdir(),
+    "pickled": lambda path: path.write_bytes(pickled()),
+}
+
+
+def pickled():
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Unpickled()]), allow_pickle=True)
+    return buffer.getvalue()
+
+
+class Unpickled:
+    def __reduce__(self):
+        return os.mkdir, ("unpickled",)
+
+
+@pytest.mark.parametrize("file", ["pixels.npy", "crop_sizes.npy", "hashes.npy", "problems.json", "checksums.json"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_made_again(load, tmp_path, capsys, monkeypatch, file, damage):
+    monkeypatch.chdir(tmp_path)
+    first = load(cache="cache", limit=12)[1]
+    pixels = first.pixels.copy()
+    folder = Path(first.pixels.filename).parent
+    assert capsys.readouterr().out == ""
+    DAMAGE[damage](folder / file)
+    second = load(cache="cache", limit=12)[1]
+    np.testing.assert_array_equal(second.pixels, pixels)
+    np.testing.assert_array_equal(second.hashes, first.hashes)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("note: ") and folder.name in line and "damaged" in line
+    load(cache="cache", limit=12)
+    assert capsys.readouterr().out == "" and not Path("unpickled").exists()
+
+
+def test_a_folder_of_the_cache_under_another_name(load, tmp_path):
+    """The checksums are right, the shape is not."""
+    small, large = (load(cache=str(tmp_path), limit=n)[1] for n in (12, 20))
+    expected, folder = large.pixels.copy(), Path(large.pixels.filename).parent
+    shutil.rmtree(folder)
+    shutil.copytree(Path(small.pixels.filename).parent, folder)
+    np.testing.assert_array_equal(load(cache=str(tmp_path), limit=20)[1].pixels, expected)
+
+
+@pytest.mark.parametrize("place", [0, 40, 63, 64, -1])
+def test_a_damaged_hash_of_the_content_is_made_again(load, tmp_path, capsys, place):
+    first = load(cache=str(tmp_path), limit=12)
+    memos = sorted((tmp_path / "content").iterdir())
+    assert len(memos) == 2
+    for path in memos:
+        flip(path, place)
+    second = load(cache=str(tmp_path), limit=12)
+    assert [split.fingerprint for split in first] == [split.fingerprint for split in second]
+    assert capsys.readouterr().out.count("is damaged") == 2
+    memos[0].write_bytes(memos[1].read_bytes())
+    third = load(cache=str(tmp_path), limit=12)
+    assert [split.fingerprint for split in first] == [split.fingerprint for split in third], "of other rows"
+
+
+def test_a_cache_that_cannot_be_written(load, rows, with_bad_row, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cache .*file/cache cannot be written \(Not a directory\): .*--cache"):
+        load(cache=str(tmp_path / "file" / "cache"))
+
+
+@pytest.mark.slow
+def test_a_cache_that_may_only_be_read(cache, rows, parquet, tmp_path):
+    """Pixels that are there are used, others are one sentence, and so are bad rows."""
+    broken = [*rows["val"][:5], dict(rows["val"][5], image=stored(b"no image")), *rows["val"][6:]]
+    data, bad = parquet(rows), parquet(dict(rows, val=broken), "bad")
+    line = f"--cache {tmp_path}/cache --image-size 16"
+    audit_script = [sys.executable, "audit.py", *line.split()]
+    for folder in (data, bad):
+        assert launch([*audit_script, "--data", folder, "--out", f"{tmp_path}/report.json"]).returncode == 0
+    for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
+        path.chmod(0o555)
+    as_others = ["setpriv", "--bounding-set", "-dac_override"] * (os.geteuid() == 0)  # root may write anyway
+    for more, words in (
+        (f"--data {data}", "written:"),
+        (f"--data {data} --image-size 24", "error: the cache"),
+        (f"--data {bad} --bad-rows error", "error: 1 of 24 val rows cannot be used. Fix"),
+    ):
+        done = launch([*as_others, *audit_script, *more.split(), "--out", f"{tmp_path}/report.json"])
+        assert words in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", ["", "/proc/nowhere"])
+def test_no_home(cache, tmp_path, home):
+    command = [sys.executable, "audit.py", "--data", "sample", "--cache", cache, "--out", f"{tmp_path}/report.json"]
+    done = launch(["env", "-u", "HOME", *[f"HOME={home}"] * bool(home), *command])
+    assert done.returncode == 0 and "written:" in done.stdout
+    done = launch(["env", "-u", "HOME", *[f"HOME={home}"] * bool(home), *command, "--data", "a/b"], HF_HUB_OFFLINE="1")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: the Hub cannot be reached")
+    assert "Traceback" not in done.stderr
 
 
 def as_png(row):
@@ -175,10 +366,10 @@ def test_variants_prepared_together_are_those_prepared_alone(mixed, tmp_path, mo
 def test_jpegs_are_opened_for_each_variant_and_pngs_once(mixed, tmp_path, monkeypatch):
     """JPEGs are decoded at a different scale for each variant."""
     opened, open_image = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda *args: opened.append(open_image(*args)) or opened[-1])
+    monkeypatch.setattr(Image, "open", lambda *args, **more: opened.append(open_image(*args, **more)) or opened[-1])
     first, *others = variants(mixed, tmp_path / "cache")
     splits = load_splits(first, others)
-    pngs = sum(image["bytes"].startswith(b"\x89PNG") for split in splits for image in split.rows["image"])
+    pngs = sum(image.startswith(b"\x89PNG") for split in splits for image in split.rows.images())
     jpegs = sum(map(len, splits)) - pngs
     assert pngs > 5 and len(opened) == pngs + 3 * jpegs + 3, "the broken one is opened each time"
 
@@ -241,7 +432,8 @@ BAD = {
     "no area": (dict(bbox=[0, 0, 0, 50]), "no area"),
     "length": (dict(bbox=[1, 2, 3]), "3 numbers"),
     "no box": (dict(bbox=None), "no box"),
-    "no image": (dict(image=None), "unreadable image"),
+    "no image": (dict(image=None), "no image"),
+    "a path": (dict(image={"bytes": None, "path": f"{SAMPLE}/README.md"}), "stores a path instead of an image"),
     "not an image": (dict(image=stored(b"hello")), "unreadable image"),
     "no category": (dict(category=None), "no category"),
     "blank category": (dict(category="  "), "no category"),
@@ -278,6 +470,111 @@ def test_a_bad_row_can_be_left_out(load, rows, with_bad_row, parquet, change, wo
     np.testing.assert_array_equal(images, good_train.batch(kept, CPU)[0])
     np.testing.assert_array_equal(labels, good_train.labels[kept])
     assert torch.equal(train[20][0], good_train[int(kept[20])][0])
+
+
+def to_corners(x, y, w, h):
+    return [x, y, x + w, y + h]
+
+
+def changed_boxes(rows, change):
+    """The rows with the boxes that `change(x, y, w, h)` returns."""
+    return {split: [dict(row, bbox=change(*row["bbox"])) for row in rows[split]] for split in rows}
+
+
+OTHER_BOXES = {
+    "corners": (to_corners, r"of 60 boxes .*corners.*convert them to \[x1, y1, x2 - x1, y2 - y1\]"),
+    "fractions": (lambda *box: [v / 448 for v in box], "60 of 60.*fractions.*multiply"),
+    "another size": (lambda *box: [v * 3 for v in box], "of 60 boxes .*images of another size"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_BOXES)
+def test_boxes_of_another_convention_are_refused(load, rows, parquet, name):
+    """Also with `--bad-rows skip`, and when the images were decoded by an earlier run."""
+    change, words = OTHER_BOXES[name]
+    data = parquet(changed_boxes(rows, change))
+    for options in ({}, dict(bad_rows="skip"), dict(bad_rows="skip", limit=30), dict(split_by="image_id")):
+        expected = words if not options.get("limit") and not options.get("split_by") else "look like|another size"
+        with pytest.raises(InputError, match=f"--data {data}, (train|all) rows: .*({expected})"):
+            load(data, **options)
+    assert len(load(data, crop=False)[0]) == 60, "boxes are not used without --crop"
+
+
+def test_boxes_of_another_convention_in_val_alone(load, rows, parquet):
+    data = parquet(dict(rows, val=changed_boxes(rows, to_corners)["val"]))
+    with pytest.raises(InputError, match="val rows: .*corners"):
+        load(data, bad_rows="skip")
+
+
+COLUMNS = {
+    "text": (lambda *box: ",".join(map(str, box)), "is not a list of x, y, width, height"),
+    "texts": (lambda *box: [str(v) for v in box], "contains a value that is not a number"),
+    "names": (lambda x, y, w, h: dict(x=x, y=y, w=w, h=h), "is not a list of x, y, width, height"),
+    "lists": (lambda *box: [list(box)], "is a list of lists"),
+    "empty": (lambda *box: [], "has 0 numbers"),
+    "nan": (lambda *box: [*box[:3], float("nan")], "contains a value that is not a number"),
+    "huge": (lambda *box: [*box[:3], 2**62], "extends outside"),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_of_something_else_than_boxes(load, rows, parquet, name):
+    change, words = COLUMNS[name]
+    with pytest.raises(InputError, match=f"(?s)60 of 65 train rows cannot be used.*{words}"):
+        load(parquet(changed_boxes(rows, change)))
+
+
+NO_BOXES = [{"x": 1, "y": 2}, [[1, 2, 30, 40]], "1,2,30,40", "[1, 2, 3, 1e999]", f"[1, 2, 3, 1{'0' * 400}]", ["a"] * 4]
+
+
+@pytest.mark.parametrize("box", NO_BOXES, ids=range(len(NO_BOXES)))
+def test_metadata_with_something_else_than_boxes(load, image_folder, box):
+    path, lines = read_metadata(image_folder)
+    path.write_text("\n".join(json.dumps(line | {"bbox": box}) for line in lines))
+    with pytest.raises(InputError, match="(?s)24 of 24 val rows.*contains a value that is not a number"):
+        load(image_folder)
+
+
+# Large photos --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_large_photo(rows, with_bad_row):
+    """Data in which row 7 of train is a photo of 1.2 megapixels."""
+    large = Image.new("L", (1200, 1000))
+    return with_bad_row(dict(image=stored(encode(large)), mask=stored(encode(large))))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest undoes the filter of the project
+def test_photos_above_the_limit_are_bad_rows(load, with_large_photo, tmp_path):
+    """Runs with another limit do not use each other's pixels."""
+    cache = str(tmp_path / "cache")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"row 7 .*1200000 pixels.* limit of 1000000 .*--max-megapixels"):
+            load(with_large_photo, cache=cache, max_megapixels=1)
+        assert len(load(with_large_photo, cache=cache, max_megapixels=2)[0]) == 60
+    skipped = load(with_large_photo, cache=cache, max_megapixels=1, bad_rows="skip")
+    larger = load(with_large_photo, cache=cache, max_megapixels=3)
+    assert len(skipped[0]) == 59 and skipped[0].fingerprint != larger[0].fingerprint
+
+
+def test_the_limit_is_not_part_of_a_runs_identity():
+    assert "max_megapixels" not in identity({"max_megapixels": 500, "lr": 1})
+
+
+@pytest.mark.parametrize(("limit", "words"), [(99, "limit of 99000000"), (179, ""), (200, "")])
+def test_a_photo_of_100_megapixels_is_read_without_a_warning(tmp_path, cache, limit, words):
+    """PIL warns above 89 megapixels."""
+    large = encode(Image.new("L", (10_000, 10_000)))
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "thing").mkdir(parents=True)
+        (tmp_path / "data" / split / "thing" / "small.jpg").write_bytes(encode(photo()))
+        (tmp_path / "data" / split / "thing" / "large.jpg").write_bytes(large)
+    argv = f"--data {tmp_path}/data --cache {cache} --out {tmp_path}/report.json --max-megapixels {limit}".split()
+    assert exit_code(fork_script("audit", argv, output=tmp_path / "output")) == 0
+    output, report = (tmp_path / "output").read_text(), json.loads((tmp_path / "report.json").read_text())
+    assert "Warning" not in output and "bomb" not in output and words in output
+    assert report["rows"]["val"]["bad"] == (limit < 100)
 
 
 def test_bad_rows_are_listed_in_a_file(load, rows, with_bad_row, tmp_path):
@@ -336,8 +633,8 @@ def test_val_may_lack_a_column_that_is_not_needed(load, rows, parquet):
     assert val.ids()["product_id"] == [""] * len(rows["val"])
 
 
-def test_val_without_the_column_of_boxes_has_bad_rows(load, rows, parquet):
-    with pytest.raises(InputError, match="(?s)24 of 24 val rows .*no box"):
+def test_val_without_the_column_of_boxes(load, rows, parquet):
+    with pytest.raises(InputError, match="the val split has no column bbox"):
         load(parquet(dict(rows, val=without(rows["val"], "bbox"))))
 
 
@@ -346,11 +643,17 @@ def test_a_column_that_holds_no_images(load, rows, parquet):
         load(parquet({split: [dict(row, image=7) for row in split_rows] for split, split_rows in rows.items()}))
 
 
-def test_numbers_as_categories():
+def test_numbers_as_categories(tmp_path):
     """A ClassLabel column, as on the Hub; -1 means no label."""
     features = datasets.Features({"category": datasets.ClassLabel(names=["Big Sofa", "Lamp"])})
     table = datasets.Dataset.from_dict({"category": [1, 0, -1, None]}, features=features)
-    assert clean_categories(table) == ["lamp", "big_sofa", None, None]
+    table.to_parquet(tmp_path / "train.parquet")
+    assert clean_categories(read_splits(str(tmp_path))["train"]) == ["lamp", "big_sofa", None, None]
+    names = {"info": {"features": {"category": {"names": ["Lamp"], "_type": "ClassLabel"}}}}
+    plain = pa.table({"category": [0, 1]}, pa.schema([("category", pa.int64())], {"huggingface": json.dumps(names)}))
+    pq.write_table(plain, tmp_path / "train.parquet")
+    with pytest.raises(InputError, match="category 1 has no name; the file names 1 categories"):
+        read_splits(str(tmp_path))
 
 
 def read_metadata(image_folder):

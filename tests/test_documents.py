@@ -17,7 +17,13 @@ from common.config import flag_of, parse
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
-LAUNCHER = {"--config", "--nproc", "--mixed", "--dynamo"}  # of accelerate and torchrun, as the pattern cuts them
+LAUNCHER = {
+    "--config",
+    "--nproc",
+    "--num",
+    "--mixed",
+    "--dynamo",
+}  # of accelerate and torchrun, as the pattern cuts them
 RUN_BY_CI = ("-m pytest", "pip install -e '.[test,onnx,dev]'", "ruff check")  # .ci/run runs these unchanged
 TRAINING = "--limit 16 --epochs 1 --image-size 32 --batch-size 8"
 SHORT = {  # added to the command of a script or a benchmark

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import InputError, TrainConfig
-from common.data.crop import box_problem, crop_image, grow_box
+from common.data.boxes import convention_problem, upper_left_note
+from common.data.crop import box_problem, box_row, crop_image, grow_box
 from common.data.dataset import load_splits
 from common.data.sources import clean_category
 from tests.helpers import READABLE, UNREADABLE, photo
@@ -56,6 +58,20 @@ def test_a_box_is_refused_or_gives_a_crop(bbox, width, height):
     elif bbox is not None:
         with pytest.raises(ValueError):
             crop_image(photo(width, height), bbox, size=8)
+
+
+any_box = st.one_of(
+    st.none(), st.lists(numbers, max_size=6), st.lists(st.one_of(numbers, st.just("1"), st.just([1])), min_size=4)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(any_box, st.integers(1, 60), st.integers(1, 60)), max_size=30))
+@pytest.mark.filterwarnings("error")
+def test_any_table_of_boxes_can_be_checked(boxes):
+    rows = np.array([box_row(bbox, photo(width, height)) for bbox, width, height in boxes]).reshape(-1, 7)
+    for sentence in (convention_problem(rows), upper_left_note(rows)):
+        assert sentence is None or sentence.endswith(".")
 
 
 @settings(max_examples=200, deadline=None)

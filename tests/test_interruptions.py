@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
@@ -16,13 +18,16 @@ import common.train
 import train_custom_vit
 from common.config import Interrupted
 from common.data.dataset import load_splits
+from common.files import LOCK
 from common.launch import StopRequest
 from tests.helpers import (
+    ROOT,
     config_of,
     error_message,
     exit_code,
     fork,
     fork_script,
+    launch,
     log_length,
     main,
     read_json,
@@ -154,7 +159,7 @@ def test_a_full_disk(options, train, tmp_path):
 def test_a_full_disk_under_the_cache(options, tmp_path):
     argv = options(SCRIPT, more=f"--cache {tmp_path / 'cache'}")
     with limit(resource.RLIMIT_FSIZE, 65_536):
-        assert error_message(SCRIPT, argv).startswith("error: File too large")
+        assert re.search(r"cache .*cannot be written \(File too large\)", error_message(SCRIPT, argv))
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["content"], "nothing half-written is left"
 
 
@@ -173,6 +178,93 @@ def test_batch_norm_with_one_value_per_channel(options):
     assert re.search("batch norm.*--batch-size", message), message
 
 
+EXPORT_ON_A_FULL_DISK = """
+import resource, sys
+import export
+from common.config import run
+resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, resource.RLIM_INFINITY))
+run(lambda: export.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["pt2", "onnx"])
+def test_an_export_on_a_full_disk(finished_run, tmp_path, to):
+    """In a process of its own, which torch.export.save would abort."""
+    path = tmp_path / f"model.{to}"
+    argv = [str(finished_run("train_custom_cnn")), "--to", to, "--output", str(path)]
+    done = launch([sys.executable, "-c", EXPORT_ON_A_FULL_DISK, *argv])
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: File too large"), done.stderr
+    assert not list(tmp_path.iterdir()), "nothing half-written is left"
+
+
+# Folders that are in use ---------------------------------------------------------------------------------------------
+
+LOCK_A_FOLDER = """
+import sys, time
+from pathlib import Path
+from common.config import run
+from common.files import lock_folder
+def main():
+    lock_folder(Path(sys.argv[1]))
+    if sys.argv[2:]:
+        Path(sys.argv[1], sys.argv[2]).write_text("")
+    print("locked", flush=True)
+    sys.stdin.readline()
+run(main)
+"""
+
+
+def start_locking(folder, *file):
+    """A process that locks `folder`, writes `file` into it, and ends when something is written to it."""
+    command = [sys.executable, "-c", LOCK_A_FOLDER, str(folder), *file]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+
+
+def test_a_folder_is_locked_by_one_process(tmp_path):
+    folder = tmp_path / "a" / "b"
+    first = start_locking(folder)
+    assert first.stdout.readline() == "locked\n"
+    second = start_locking(folder)
+    errors = second.communicate()[1]
+    assert second.returncode == 1 and re.fullmatch(f"error: {folder} is in use by process {first.pid} on .*\n", errors)
+    first.kill()
+    first.communicate()
+    third = start_locking(folder)
+    assert third.stdout.readline() == "locked\n", "the system has released the lock of the killed process"
+    third.communicate("\n")
+    assert third.returncode == 0 and list(folder.iterdir()) == [], "the folder was there before"
+
+
+def test_a_process_removes_the_folders_that_it_made_for_nothing(tmp_path):
+    (tmp_path / "a").mkdir()
+    start_locking(tmp_path / "a" / "b" / "c").communicate("\n")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+    start_locking(tmp_path / "a" / "b" / "c", "file").communicate("\n")
+    assert list((tmp_path / "a" / "b" / "c").iterdir()) == [tmp_path / "a" / "b" / "c" / "file"]
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, cache):
+    argv = long_run(tmp_path / "run", cache)
+    [process] = fork(endless_step, argv, tmp_path / "in the step")
+    wait_for((tmp_path / "in the step").exists)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for more in ([], ["--resume"]):
+        words = f"error: {tmp_path / 'run'} is in use by process {process.pid} on "
+        assert error_message(SCRIPT, argv + more).startswith(words)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    process.kill()
+    process.join()
+    assert main(SCRIPT, argv) and not (tmp_path / "run" / LOCK).exists()
+
+
+def test_a_run_that_fails_leaves_no_empty_folder(options, tmp_path):
+    assert "--batch-size 64" in error_message(SCRIPT, options(SCRIPT, "a/b", "--batch-size 64"))
+    assert list(tmp_path.iterdir()) == []
+
+
 # Files that are missing or broken ------------------------------------------------------------------------------------
 
 
@@ -180,6 +272,47 @@ def test_a_run_folder_that_cannot_be_made(options, tmp_path):
     (tmp_path / "file").write_text("")
     message = error_message(SCRIPT, options(SCRIPT, "file/run"))
     assert str(tmp_path / "file" / "run") in message and "--out" in message
+
+
+def test_only_a_folder_of_its_own_is_used_for_a_run(options, tmp_path):
+    """Whatever else is there stays as it is."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("mine")
+    (tmp_path / "own" / "notes").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "fifo")
+    before = sorted(tmp_path.rglob("*"))
+    for name, words in (
+        ("own", "holds files that are not of a run, such as README.md: .*--out"),
+        ("link", "is a symbolic link.*--out"),
+        ("dangling", "is a symbolic link.*--out"),
+        ("file", "is not a folder.*--out"),
+        ("fifo", "is not a folder.*--out"),
+    ):
+        for more in ("", "--resume"):
+            message = error_message(SCRIPT, options(SCRIPT, name, more))
+            assert re.search(f"error: {tmp_path / name} {words}", message), message
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "own" / "README.md").read_text() == "mine"
+
+
+def test_a_folder_that_is_taken_says_by_which_run(train, options, monkeypatch, tmp_path):
+    train(SCRIPT, "finished", "--crop --lr 0.5")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(common.train, "train_step", signal_at(2, signal.SIGTERM))
+        train(SCRIPT, "unfinished", "--seed 7")
+    for name, more, words in (
+        ("finished", "", "a finished run with --crop, --lr 0.5, which is never overwritten"),
+        ("finished", "--crop --lr 0.5 --augment --resume", "a finished run with no --augment|with --augment none, "),
+        ("finished", "--crop --lr 0.5", "a finished run with the same options, "),
+        ("unfinished", "", "an unfinished run with --seed 7: continue that one with --resume"),
+    ):
+        message = error_message(SCRIPT, options(SCRIPT, name, more))
+        assert re.search(f"{name} holds {words}.*--out", message), message
+    message = error_message("train_custom_cnn", options("train_custom_cnn", "finished"))
+    assert "a finished run with train_custom_vit.py, --crop" in message
 
 
 def test_a_deleted_part_of_the_cache_is_made_again(tmp_path):
@@ -197,7 +330,7 @@ def test_a_broken_checkpoint(options, tmp_path, content):
     (tmp_path / "out" / "checkpoint").mkdir(parents=True)
     (tmp_path / "out" / "checkpoint" / "last.pt").write_bytes(content)
     message = error_message(SCRIPT, options(SCRIPT, more="--resume"))
-    assert re.search(f"last.pt.*checkpoint.*{tmp_path / 'out'}", message), message
+    assert re.search(f"checkpoint .*last.pt is damaged.*{tmp_path / 'out'}", message), message
 
 
 def test_code_that_was_changed_between_stop_and_resume(train, options, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
+import common.data.hub
 import common.pretrained
 import train_custom_cnn
 import train_custom_vit
@@ -213,7 +214,7 @@ def test_weights_of_another_image_size(hub_folder):
 
 def test_weights_that_are_not_available(hub_folder, monkeypatch):
     monkeypatch.setattr(common.pretrained, "reachable", lambda url: False)
-    monkeypatch.setattr(common.pretrained.huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(common.data.hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     for script, model in [(train_resnet, "resnet18"), (train_vit, "vit_b_16"), (train_vit, "vit_tiny_patch16_224")]:
         with pytest.raises(InputError, match=f"{model}.*--weights none"), without_numbers(model):
             build(script, model=model)

@@ -17,16 +17,18 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image, ImageOps
 
+import audit
 import export
 import predict
-from common import run_folder
+from common import provenance
 from common.config import DataConfig, InputError
 from common.deploy import formats
 from common.deploy.classify import decode_crop
 from common.deploy.inputs import read_inputs
+from common.files import RUN_FILES
 from common.metrics import METRICS
 from common.run_folder import read_run
-from tests.helpers import READABLE, SAMPLE, SCRIPTS, UNREADABLE, edit_json, encode, launch, photo, read_json, stored
+from tests.helpers import READABLE, SAMPLE, SCRIPTS, UNREADABLE, edit_json, encode, launch, photo, read_json
 
 VAL = str(SAMPLE / "val-00000-of-00001.parquet")
 CNN = "train_custom_cnn"
@@ -163,28 +165,25 @@ def test_rows_of_the_training_data_are_pointed_out(copy, capsys):
 # Inputs --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 64])
-def test_items_are_the_stored_images_and_their_boxes(photos, boxes, at_once):
+def test_items_are_the_stored_images_and_their_boxes(photos, boxes):
     inputs = read_inputs(str(photos), boxes=str(photos.parent / "boxes.csv"))
-    items = list(inputs.items(at_once))
-    assert [Path(stored["path"]).relative_to(photos).as_posix() for stored, _ in items] == inputs.names
+    items = list(inputs.items())
+    assert [encoded for encoded, _ in items] == [(photos / name).read_bytes() for name in inputs.names]
     assert [box for _, box in items] == [boxes["a.jpg"], [0, 0, 20, 20], None, boxes["sub/c.jpg"]]
 
 
 def test_items_of_a_table_are_its_rows(parquet, rows):
     inputs = read_inputs(parquet({"val": rows["val"]}))
-    items = list(inputs.items(chunk_size=5))
+    items = list(inputs.items())
     assert len(items) == len(inputs) == 24
-    assert [stored["bytes"] for stored, _ in items] == [row["image"]["bytes"] for row in rows["val"]]
+    assert [encoded for encoded, _ in items] == [row["image"]["bytes"] for row in rows["val"]]
     assert [list(box) for _, box in items] == [row["bbox"] for row in rows["val"]]
 
 
 def test_items_are_read_as_they_are_needed(parquet, rows):
     inputs, read = read_inputs(parquet({"val": rows["val"]})), []
-    items = replace(inputs, stored=lambda a, b: read.append((a, b)) or inputs.stored(a, b)).items(chunk_size=10)
-    next(items)
-    assert read == [(0, 10)]
-    assert len(list(items)) == 23 and read == [(0, 10), (10, 20), (20, 24)]
+    counted = lambda chosen: inputs.encoded(read.append(i) or i for i in chosen)  # noqa: E731
+    assert next(replace(inputs, encoded=counted).items())[0] == rows["val"][0]["image"]["bytes"] and read == [0]
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------
@@ -224,25 +223,138 @@ def test_mistakes(whole, cropped, photos, which, line, words, monkeypatch):
         predict.main([{"whole": whole, "cropped": cropped}[which], *line.format(photos=photos).split()])
 
 
-@pytest.mark.parametrize("option", ["--output found.txt", "--gallery found.jpg", "--top-k 0", "--output photo.csv"])
+INVALID = ["--output found.txt", "--gallery found.jpg", "--top-k 0", "--max-megapixels 0"]
+
+
+@pytest.mark.parametrize("option", INVALID)
 def test_invalid_options(whole, option, capsys):
     with pytest.raises(SystemExit) as stop:
         predict.main([whole, "photo.csv", *option.split()])
     assert stop.value.code == 2 and option.split()[0] in capsys.readouterr().err
 
 
-def test_outputs_that_cannot_be_written_fail_before_the_first_image(whole, photos, capsys):
-    (photos / "file").write_text("")
-    with pytest.raises(OSError):
-        predict.main([whole, str(photos), "--output", str(photos / "file" / "x.csv")])
-    assert "classified" not in capsys.readouterr().out
+OUTPUTS = [  # each of them may be named as the file for a result
+    (predict.main, ["RUN", "photos", "--output", "FILE.csv"]),
+    (predict.main, ["RUN", "photos", "--output", "FILE.jsonl"]),
+    (predict.main, ["RUN", "photos", "--gallery", "FILE.png"]),
+    (export.main, ["RUN", "--output", "FILE.onnx"]),
+    (export.main, ["RUN", "--to", "pt2", "--output", "FILE.pt2"]),
+    (audit.main, ["--out", "FILE.json"]),
+]
 
 
-def test_a_folder_in_the_place_of_the_output_is_kept(whole, photos):
-    (photos / "folder.csv").mkdir()
-    with pytest.raises(OSError):
-        predict.main([whole, str(photos), "--output", str(photos / "folder.csv")])
-    assert (photos / "folder.csv").is_dir()
+@pytest.mark.parametrize(("main", "argv"), OUTPUTS, ids=lambda value: value[-1] if isinstance(value, list) else "")
+def test_results_replace_nothing_but_files(main, argv, tmp_path, monkeypatch):
+    """This is checked first of all: here there is neither a run nor data."""
+    monkeypatch.chdir(tmp_path)
+    suffix = Path(argv[-1]).suffix
+    (tmp_path / "target").write_text("target")
+    Path(f"link{suffix}").symlink_to("target")
+    Path(f"dangling{suffix}").symlink_to("nowhere")
+    Path(f"folder{suffix}").mkdir()
+    os.mkfifo(f"fifo{suffix}")
+    before = sorted(tmp_path.rglob("*"))
+    for name, words in (
+        ("link", "symbolic link"),
+        ("dangling", "symbolic link"),
+        ("folder", "a folder"),
+        ("fifo", "not a regular file"),
+        ("target/x", "cannot be created"),
+    ):
+        with pytest.raises(InputError, match=words):
+            main([word.replace("FILE", name) for word in argv])
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "target").read_text() == "target"
+
+
+def test_files_of_a_run_are_not_replaced(copy, monkeypatch, tmp_path):
+    before = {path: path.read_bytes() for path in copy.iterdir()}
+    assert {path.name for path in copy.iterdir()} <= {*RUN_FILES, "train_custom_cnn.py"}
+    (tmp_path / "link").symlink_to(copy)
+    monkeypatch.chdir(copy)
+    for main, argv in (
+        (predict.main, [str(copy), VAL, "--output", str(copy / "predictions.csv")]),
+        (predict.main, [str(copy), VAL, "--output", str(tmp_path / "link" / "Predictions.csv")]),
+        (predict.main, [str(copy), VAL, "--output", str(copy / "nothing" / ".." / "log.jsonl")]),
+        (predict.main, [str(copy), VAL, "--gallery", "confusion.png"]),
+        (audit.main, ["--data", "sample", "--out", "run.json"]),
+        (audit.main, ["--data", "sample"]),  # data_report.json, which is the default
+    ):
+        with pytest.raises(InputError, match="belongs to the run"):
+            main(argv)
+    assert before == {path: path.read_bytes() for path in copy.iterdir()}
+
+
+def test_input_files_are_not_replaced(whole, photos, tmp_path, monkeypatch):
+    """Under any other name: relative, as a hard link, or in a folder or glob that is read."""
+    monkeypatch.chdir(photos)
+    boxes = photos.parent / "boxes.csv"
+    os.link(boxes, "hard.csv")
+    Image.open("a.jpg").save("b.png")
+    (photos / "metadata.jsonl").write_text("{}")
+    for line in (
+        f"a.jpg --boxes {boxes} --output ../boxes.csv",
+        f". --boxes {boxes} --output hard.csv",
+        f"{photos} --gallery ../photos/b.png",
+        "./b.png --gallery b.png",
+        "*.png --gallery ./b.png",
+        f"{photos} --output metadata.jsonl",
+    ):
+        before = {path: path.read_bytes() for path in photos.parent.rglob("*") if path.is_file()}
+        with pytest.raises(InputError, match="one of the input files"):
+            predict.main([whole, *line.split()])
+        assert before == {path: path.read_bytes() for path in before}
+    for _ in range(2):
+        predict.main([whole, str(photos), "--output", "results.csv"])  # beside the photos, which are the input
+
+
+# Boxes of another convention -----------------------------------------------------------------------------------------
+
+
+def to_corners(x, y, w, h):
+    return [x, y, x + w, y + h]
+
+
+def changed_boxes(rows, change):
+    return {"val": [dict(row, bbox=change(*row["bbox"])) for row in rows["val"]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(to_corners, "of 24 boxes .*look like corners"), (lambda *box: [v / 448 for v in box], "24 of 24.*fractions")],
+)
+def test_a_table_of_boxes_of_another_convention_is_refused(cropped, parquet, rows, tmp_path, capsys, change, words):
+    table = parquet(changed_boxes(rows, change))
+    outputs = ["--output", str(tmp_path / "found.csv"), "--gallery", str(tmp_path / "found.png")]
+    with pytest.raises(InputError, match=f"24 rows: .*{words}"):
+        predict.main([cropped, table, *outputs])
+    assert not capsys.readouterr().out and not list(tmp_path.glob("found*")), "nothing is printed or written"
+
+
+def test_whole_images_need_no_valid_boxes(whole, parquet, rows):
+    assert all(result["category"] for result in predict.main([whole, parquet(changed_boxes(rows, to_corners))]))
+
+
+def test_a_file_of_boxes_of_another_convention_is_refused(cropped, tmp_path, rows):
+    lines = ["file,x,y,width,height"]
+    for i, row in enumerate(rows["val"]):
+        (tmp_path / f"{i}.jpg").write_bytes(row["image"]["bytes"])
+        lines.append(f"{i}.jpg,{','.join(map(str, to_corners(*row['bbox'])))}")
+    (tmp_path / "boxes.csv").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="24 images: .* of 24 boxes .*look like corners"):
+        predict.main([cropped, str(tmp_path), "--boxes", str(tmp_path / "boxes.csv")])
+
+
+def test_a_single_box_of_fractions_is_refused(cropped, whole, photos, capsys):
+    line = [str(photos / "a.jpg"), "--bbox", "0.1,0.2,0.5,0.6"]
+    with pytest.raises(InputError, match="1 image: .*0.1, 0.2, 0.5, 0.6.* look like fractions of the image"):
+        predict.main([cropped, *line])
+    assert not capsys.readouterr().out
+    assert predict.main([whole, *line])[0]["category"], "a model of whole images does not use the box"
+
+
+def test_boxes_in_one_corner_are_pointed_out(cropped, parquet, rows, capsys):
+    predict.main([cropped, parquet(changed_boxes(rows, lambda *box: [v / 4 for v in box]))])
+    assert "24 of 24 boxes lie in the upper left quarter" in capsys.readouterr().out
 
 
 # Images and names of any kind ----------------------------------------------------------------------------------------
@@ -250,7 +362,7 @@ def test_a_folder_in_the_place_of_the_output_is_kept(whole, photos):
 
 def test_a_crop_has_the_memory_layout_of_the_pixel_array():
     """A transposed array makes a channels-last batch: other kernels, and logits that differ in the last digits."""
-    crop = decode_crop(stored(encode(photo())), None, DataConfig(image_size=32))
+    crop, _ = decode_crop(encode(photo()), None, DataConfig(image_size=32))
     assert crop.shape == (3, 32, 32) and crop.flags.c_contiguous
 
 
@@ -263,9 +375,25 @@ def test_unreadable_images_do_not_stop_it(whole, tmp_path, capsys):
     os.symlink(folder / "gone", folder / "broken_link.jpg")
     results = predict.main([whole, str(folder), "--gallery", str(tmp_path / "found.png")])
     failed = {result["image"]: result["error"] for result in results if result["error"]}
-    assert set(failed) == set(UNREADABLE) | {"a_folder.jpg", "broken_link.jpg"} and all(failed.values())
+    assert set(failed) == set(UNREADABLE) | {"broken_link.jpg"} and all(failed.values())
     assert {result["image"] for result in results if result["category"]} == set(READABLE)
     assert f"{len(READABLE)} classified, {len(failed)} failed" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest undoes the filter of the project
+def test_the_largest_photo_is_up_to_the_user(whole, tmp_path):
+    """Not to the run folder, which may come from elsewhere."""
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+    edit_json(copy, "run.json", config=read_json(copy, "run.json")["config"] | {"max_megapixels": 10**6})
+    (tmp_path / "large.jpg").write_bytes(encode(photo(2000, 1000)))
+    (tmp_path / "bomb.png").write_bytes(UNREADABLE["bomb.png"]())
+    (tmp_path / "small.jpg").write_bytes(encode(photo()))
+    for limit, failed in (("1", ["bomb.png", "large.jpg"]), ("2", ["bomb.png"]), (None, ["bomb.png"])):
+        options = ["--max-megapixels", limit] * bool(limit) + ["--gallery", str(tmp_path / "found" / "found.png")]
+        results = [r for r in predict.main([str(copy), f"{tmp_path}/*.*g", *options]) if r["error"]]
+        assert [Path(result["image"]).name for result in results] == failed
+        assert all("--max-megapixels" in result["error"] for result in results)
+    assert "3600000000 pixels" in results[0]["error"] and "179000000" in results[0]["error"]
 
 
 def test_failures_far_down_are_listed(whole, rows, tmp_path, capsys):
@@ -497,7 +625,7 @@ def test_missing_packages_are_named(cropped, tmp_path, monkeypatch):
     ("name", "old", "new", "words"),
     [
         ("labels.json", "bed", "bath", "labels.json and run.json"),
-        ("run.json", "8k3p2", "9k3p2", "weights in .* run.json"),
+        ("run.json", "8k3p2", "9k3p2", "builds another model"),
         ("run.json", '"script": "train_custom_cnn"', '"script": "os"', "os is not a training script"),
     ],
 )
@@ -512,7 +640,7 @@ def test_files_that_do_not_fit_together_are_refused(copy, name, old, new, words)
 def test_half_a_file_of_weights_is_refused(copy):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
-    with pytest.raises(InputError, match="weights in .*copy"):
+    with pytest.raises(InputError, match="copy/model.safetensors is not the file"):
         predict.main([str(copy), VAL])
 
 
@@ -525,8 +653,10 @@ def test_an_unfinished_run_is_refused(copy):
 @pytest.fixture
 def own_script(copy, tmp_path, monkeypatch):
     """A run of train_mine.py, a copy of a script in another project folder."""
-    shutil.copy(run_folder.PROJECT / "train_custom_cnn.py", tmp_path / "train_mine.py")
-    edit_json(copy, "run.json", script="train_mine")
+    shutil.copy(provenance.PROJECT / "train_custom_cnn.py", tmp_path / "train_mine.py")
+    (copy / "train_custom_cnn.py").rename(copy / "train_mine.py")
+    code = read_json(copy, "run.json")["code"]
+    edit_json(copy, "run.json", script="train_mine", code=code | {"train_mine.py": code["train_custom_cnn.py"]})
     monkeypatch.syspath_prepend(tmp_path)
     return copy
 
@@ -537,7 +667,7 @@ def test_a_run_of_a_script_that_is_not_in_the_project(own_script):
 
 
 def test_a_run_of_another_script_in_the_project(own_script, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "PROJECT", tmp_path)
+    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
     assert type(read_run(own_script).config).__module__ == "train_mine"
     predict.main([str(own_script), VAL, "--output", str(tmp_path / "found.csv")])
     assert len((tmp_path / "found.csv").read_text().splitlines()) == 131

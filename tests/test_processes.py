@@ -3,22 +3,26 @@
 import os
 import platform
 import signal
+import subprocess
 import sys
 import time
 
 import psutil
 import pytest
 import torch
+from accelerate import Accelerator
 
+import common.launch
 import common.train
 import train_resnet
 from common.config import Interrupted, run
 from common.data.dataset import load_splits
 from common.data.sources import clean_category
-from common.launch import use_all_cores
+from common.launch import OtherLoad, available_cores, use_all_cores
 from common.metrics import scores
 from common.run_folder import RunFolder
 from tests.helpers import (
+    ROOT,
     SCRIPTS,
     SMALL,
     config_of,
@@ -35,6 +39,7 @@ from tests.helpers import (
     read_weights,
     results,
     signal_at,
+    wait_for,
 )
 
 TORCHRUN = ["torchrun", "--standalone", "--nproc_per_node", "2"]
@@ -47,7 +52,8 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_script_without_a_launcher(options, tmp_path):
     done = launch([sys.executable, "train_custom_vit.py", *options("train_custom_vit")])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"finished: {tmp_path / 'out'}"
+    assert done.stderr.splitlines()[0] == "train_custom_vit: loading PyTorch ..."
+    assert f"finished: {tmp_path / 'out'}: accuracy " in done.stdout
     assert read_json(tmp_path / "out", "run.json")["processes"] == 1
 
 
@@ -84,7 +90,9 @@ def test_processes_that_do_not_communicate_are_refused(options, tmp_path):
 @pytest.mark.slow
 def test_a_mistake_in_a_real_process(options):
     done = launch([sys.executable, "train_custom_cnn.py", *options("train_custom_cnn", more="--margin -1")])
-    assert done.returncode == 1 and done.stderr.startswith("error: --margin is -1.0") and not done.stdout
+    assert (
+        done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: --margin is -1.0") and not done.stdout
+    )
 
 
 # Several processes ---------------------------------------------------------------------------------------------------
@@ -230,19 +238,93 @@ for size in (2**25, 2**24):
     assert second < first / 10, f"page faults for 128 MB and then for 64 MB: {first} and {second}"
 
 
-def test_threads_under_a_launcher(monkeypatch):
+PRINT_THREADS = "import torch; from common.launch import use_all_cores; use_all_cores(); print(torch.get_num_threads())"
+LAUNCHERS = {
+    "accelerate": ["accelerate", "launch", "-q", "--config_file", "accelerate_config.yaml"],
+    "accelerate -m": [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "-q",
+        "--config_file",
+        "accelerate_config.yaml",
+    ],
+    "torchrun": TORCHRUN,
+}
+
+
+@NO_GPU
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("given", [None, "environment", "option"])
+def test_threads_under_a_launcher(launcher, given, tmp_path, monkeypatch):
+    """All cores, unless a person has set a number, which then looks like the launcher's own."""
+    if given == "option" and launcher == "torchrun":
+        pytest.skip("it has no such option")
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {PRINT_THREADS}")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    env = {"OMP_NUM_THREADS": "1"} if given == "environment" else {}
+    option = ["--num_cpu_threads_per_process", "1"] if given == "option" else []
+    done = launch([*LAUNCHERS[launcher], *option, str(script)], ACCELERATE_USE_CPU="1", **env)
+    processes = 2 if launcher == "torchrun" else 1
+    cores = min(psutil.cpu_count(logical=False) or 1, len(available_cores()))
+    assert done.stdout.split() == [str(1 if given else max(1, cores // processes))] * processes, done.stderr
+
+
+@NO_GPU
+@pytest.mark.slow
+def test_python_and_accelerate_launch_use_the_same_threads(options, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    for name, start in (("plain", [sys.executable]), ("launched", LAUNCHERS["accelerate"])):
+        assert launch([*start, "train_custom_cnn.py", *options("train_custom_cnn", name)]).returncode == 0
+    plain, launched = (read_json(tmp_path / name, "run.json")["device"] for name in ("plain", "launched"))
+    assert plain == launched and results(tmp_path / "plain") == results(tmp_path / "launched")
+
+
+def test_threads_without_a_launcher_are_torchs_own(monkeypatch):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        use_all_cores()
-        assert torch.get_num_threads() == 1, "no launcher: torch's own choice stays"
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-        monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        use_all_cores()
-        assert torch.get_num_threads() == 1, "the user's choice stays"
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         use_all_cores()
-        allowed = len(os.sched_getaffinity(0))
-        assert torch.get_num_threads() == min(psutil.cpu_count(logical=False) or allowed, allowed)
+        assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("others", "cores", "threads", "advice"),
+    [(1.0, 2, 2, 1), (2.0, 2, 2, 1), (4.2, 16, 16, 11), (0.2, 2, 2, None), (1.0, 4, 2, None), (0.0, 2, 4, None)],
+)
+def test_other_load_is_noticed_once(others, cores, threads, advice, monkeypatch):
+    load = OtherLoad(Accelerator(cpu=True))
+    load.threads, load.watches, load.since, load.before = threads, True, 100.0, 50.0
+    monkeypatch.setattr(common.launch, "available_cores", lambda: list(range(cores)))
+    monkeypatch.setattr(OtherLoad, "_seconds_of_others", lambda self: 50 + 10 * others)
+    monkeypatch.setattr(common.launch.time, "monotonic", lambda: 102.0)
+    assert load.note() is None, "not yet"
+    monkeypatch.setattr(common.launch.time, "monotonic", lambda: 110.0)
+    note = load.note()
+    assert (note is None) == (advice is None)
+    if advice:
+        assert f"{others} of {cores} cores" in note and f"OMP_NUM_THREADS={advice}." in note
+        assert load.note() is None
+
+
+def test_the_time_of_other_processes_is_measured():
+    load = OtherLoad(Accelerator(cpu=True))
+    before = load._seconds_of_others()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        wait_for(lambda: psutil.Process(busy.pid).cpu_times().user > 0.5)
+        busy.kill()
+    assert load._seconds_of_others() - before > 0.4
+
+
+def test_the_time_of_this_process_is_not_that_of_others(monkeypatch):
+    load, system, end = OtherLoad(Accelerator(cpu=True)), psutil.cpu_times(percpu=True), time.process_time() + 0.3
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: system)
+    before = load._seconds_of_others()
+    while time.process_time() < end:
+        pass
+    assert load._seconds_of_others() - before == pytest.approx(-0.3, abs=0.1)

@@ -38,11 +38,12 @@ def test_the_labs_lr_is_constant():
 
 
 def test_a_parameter_group_has_its_share_of_the_learning_rate():
-    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    groups = [{"params": [p], "lr_scale": scale} for p, scale in zip(parameters, (1.0, 0.1), strict=True)]
-    optimizer = torch.optim.SGD(groups, lr=1.0)
+    """All of it if the optimizer was made without shares."""
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    groups = [{"params": [p], "lr_scale": scale} for p, scale in zip(parameters[:2], (1.0, 0.1), strict=True)]
+    optimizer = torch.optim.SGD([*groups, {"params": parameters[2:]}], lr=1.0)
     set_lr(optimizer, 0.5)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.05])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5, 0.05, 0.5])
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------

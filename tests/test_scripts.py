@@ -38,7 +38,7 @@ VARIANTS = {"full": "", "crop": "--crop", "crop-augment": "--crop --augment", "c
 QUICK = dict(zip(SCRIPTS, VARIANTS, strict=True))  # the other twelve combinations are slow tests
 FILES = {
     "run.json", "log.jsonl", "metrics.json", "predictions.csv", "model.safetensors", "labels.json",
-    "curves.png", "confusion.png", "mistakes.png", "data_report.json", "README.md",
+    "curves.png", "confusion.png", "mistakes.png", "data_report.json", "README.md", "reference.safetensors",
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def finished(request, tmp_path_factory, cache):
 
 
 def test_a_run_writes_its_files(finished):
-    assert {path.name for path in finished.folder.iterdir()} == FILES
+    assert {path.name for path in finished.folder.iterdir()} == {*FILES, f"{finished.script}.py"}
 
 
 def test_run_json_describes_the_run(finished):

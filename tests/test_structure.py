@@ -15,9 +15,9 @@ from tests.helpers import ROOT, SCRIPTS, launch
 TOOLS = ["study", "compare", "predict", "export", "audit"]
 SLOW_IMPORTS = {"torch", "numpy", "datasets", "accelerate", "sklearn", "matplotlib"}
 # Limits that make a change of the structure or a new option a decision: raise one where that is worth it.
-MAX_FILES = 24  # modules of common that a training script reaches
-MAX_LEVELS = 9
-MAX_SHARED_OPTIONS = 28
+MAX_FILES = 30  # modules of common that a training script reaches
+MAX_LEVELS = 12
+MAX_SHARED_OPTIONS = 29
 MAX_OWN_OPTIONS = 10
 
 
@@ -166,7 +166,7 @@ def test_command_line(script, capsys):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_wrong_command_line_ends_before_the_data_is_read(script, monkeypatch, capsys):
     module = importlib.import_module(script)
-    monkeypatch.setattr(module, "start", lambda config: pytest.fail("started"))
+    monkeypatch.setattr(module, "start", lambda *_: pytest.fail("started"))
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--learning-rate", "1"])
     with pytest.raises(SystemExit) as stop:
         module.run(module.main)

@@ -2,11 +2,11 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,6 +18,7 @@ import train_resnet
 from common.compare import grid
 from common.compare.grid import Job, plan_jobs, time_left
 from common.config import InputError
+from common.files import LOCK
 from tests import helpers
 from tests.helpers import ROOT, read_json, read_log, wait_for
 
@@ -90,18 +91,13 @@ def test_an_option_that_no_script_has_is_an_error():
         jobs("--patch-size 8")
 
 
-def test_the_time_left_comes_from_the_runs_most_alike(monkeypatch):
-    seconds = {"a-full": 600, "a-crop": 1200}
-    monkeypatch.setattr(
-        grid, "read_run", lambda folder: SimpleNamespace(info=SimpleNamespace(seconds=seconds[folder.name]))
-    )
-
+def test_the_time_left_comes_from_the_runs_most_alike():
     def job(script, variant):
         return Job(script, variant, (), train_custom_cnn.Config(out=f"{script}-{variant}"))
 
     waiting = [job("a", "full"), job("a", "crop"), job("b", "full")]
-    assert time_left(waiting, []) == "time left unknown"
-    assert time_left(waiting, [job("a", "full"), job("a", "crop")]) == f"about {10 + 20 + 15} min left"
+    assert time_left(waiting, {}) == "time left unknown"
+    assert time_left(waiting, {job("a", "full"): 600, job("a", "crop"): 1200}) == f"about {10 + 20 + 15} min left"
 
 
 def test_a_study_needs_no_further_options():
@@ -191,6 +187,23 @@ def test_a_run_that_fails_does_not_stop_the_others(start_study, capsys):
     assert "0 of 2 runs" in capsys.readouterr().out
 
 
+def test_a_finished_run_that_is_deleted_meanwhile(start_study, monkeypatch, tmp_path, capsys):
+    """The study goes on, and says that the run is missing. The same command trains it again."""
+    line = f"{SHORT} --models custom_cnn --variants full --seeds"
+    start_study(f"{line} 1")
+    main = helpers.main
+
+    def delete_and_train(script, argv):
+        shutil.rmtree(tmp_path / "study" / "train_custom_cnn-full-s0")
+        return main(script, argv)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="1 of 2 runs failed or were deleted"):
+        patch.setattr(helpers, "main", delete_and_train)
+        start_study(f"{line} 2")
+    assert "1 of 2 runs finished" in capsys.readouterr().out
+    assert start_study(f"{line} 2") == ["train_custom_cnn-full-s0"]
+
+
 # Real launches -------------------------------------------------------------------------------------------------------
 
 
@@ -224,18 +237,23 @@ def test_a_study_is_killed_stopped_and_continued(launch_study, tmp_path):
     assert (first / "metrics.json").exists() and not (second / "metrics.json").exists()
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
 
+    text = tmp_path / "study" / "output" / f"{second.name}.txt"
+    shown = text.read_text()
+    stopped = launch_study(line)
+    lock = tmp_path / "study" / LOCK
+    wait_for(lambda: lock.read_text().startswith(f"{stopped.pid}\n"))
     beside = launch_study(line)
     errors = beside.communicate(timeout=60)[1]
-    assert beside.returncode == 1 and str(second) in errors, "the run has outlived its study"
-    for process in children:
-        process.kill()
-
-    stopped = launch_study(line)
+    assert beside.returncode == 1 and f"{tmp_path / 'study'} is in use by process {stopped.pid} " in errors
     wait_for(lambda: has_logged(third))
     stopped.send_signal(signal.SIGTERM)
     errors = stopped.communicate(timeout=60)[1]
     assert stopped.returncode == 75 and str(third) in errors and "Traceback" not in errors
     assert (third / "checkpoint").exists(), "the run was asked to save its state"
+    assert f"error: {second} is in use by process {children[-1].pid} " in text.read_text(), "it has outlived its study"
+    assert text.read_text().startswith(shown), "what it has written is kept"
+    for process in children:
+        process.kill()
 
     done = launch_study(line)
     output, errors = done.communicate(timeout=600)

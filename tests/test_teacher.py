@@ -1,5 +1,6 @@
 """Knowledge distillation from a finished run."""
 
+import hashlib
 import shutil
 import signal
 from pathlib import Path
@@ -15,7 +16,7 @@ from common.config import InputError, Interrupted
 from common.data.dataset import load_splits
 from common.distillation import TEACHER_WEIGHT, TEMPERATURE, distilled, load_teacher
 from common.run_folder import read_run
-from tests.helpers import logits_of
+from tests.helpers import edit_json, logits_of
 
 SMALL = "--data sample --limit 48 --image-size 32 --epochs 2 --crop"
 CNN, VIT = "--blocks 8k3p2 --hidden 16", "--dim 16 --depth 1 --num-heads 2 --patch-size 8"
@@ -92,8 +93,8 @@ def test_a_teacher_that_does_not_fit(config, options, words):
 
 
 def changed(weights):
-    """The content of a .safetensors file with the last weight changed."""
-    return weights[:-1] + bytes([weights[-1] ^ 1])
+    """The content of a .safetensors file with the last digit of the last weight changed."""
+    return weights[:-4] + bytes([weights[-4] ^ 1]) + weights[-3:]
 
 
 def test_another_teacher_in_the_same_place_is_another_run(teacher, tmp_path, cache, monkeypatch):
@@ -102,6 +103,8 @@ def test_another_teacher_in_the_same_place_is_another_run(teacher, tmp_path, cac
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(common.train, "set_lr", lambda *_: signal.raise_signal(signal.SIGTERM))
         train_custom_cnn.main(line.split())
-    (place / "model.safetensors").write_bytes(changed((place / "model.safetensors").read_bytes()))
+    weights = changed((place / "model.safetensors").read_bytes())
+    (place / "model.safetensors").write_bytes(weights)
+    edit_json(place, "run.json", weights=hashlib.sha256(weights).hexdigest())
     with pytest.raises(InputError, match="another run: teacher was"):
         train_custom_cnn.main([*line.split(), "--resume"])

@@ -15,8 +15,8 @@ from common.data.dataset import ClassificationDataset
 CELLS = 4  # histograms are computed for each of 4 x 4 cells of an image
 
 
-def find_baselines(experiments: Sequence[Experiment]) -> tuple[list[ScoredExperiment], list[str]]:
-    """Scores the baselines on the val rows of `experiments`.
+def find_baselines(experiments: Sequence[Experiment], **source: str) -> tuple[list[ScoredExperiment], list[str]]:
+    """Scores the baselines on the val rows of `experiments`; `source` is passed to `FinishedRun.splits`.
 
     Returns:
         The majority class, and a nearest neighbour for full images and one for crops, if any experiment uses them; and
@@ -28,7 +28,7 @@ def find_baselines(experiments: Sequence[Experiment]) -> tuple[list[ScoredExperi
         if experiment is None:
             continue
         try:
-            baselines.append(ScoredExperiment(nearest_neighbour(experiment)))
+            baselines.append(ScoredExperiment(nearest_neighbour(experiment, **source)))
         except InputError as error:
             notes.append(f"the nearest-neighbour baseline ({view}) is missing: {error}")
     return baselines, notes
@@ -41,7 +41,7 @@ def majority(experiment: Experiment) -> Experiment:
     return _baseline("majority class", "", experiment, predictions)
 
 
-def nearest_neighbour(experiment: Experiment) -> Experiment:
+def nearest_neighbour(experiment: Experiment, **source: str) -> Experiment:
     """Predicts for each val row the class of the most similar train row.
 
     Images are compared by the Manhattan distance between their `describe_pixels` histograms, computed from the same
@@ -52,7 +52,7 @@ def nearest_neighbour(experiment: Experiment) -> Experiment:
     """
     prediction_of_row: dict[tuple, str] = {}
     for run in {run.info.config["split_by"]: run for run in experiment.runs}.values():
-        train, val = run.splits()
+        train, val = run.splits(**source)
         classifier = KNeighborsClassifier(1, metric="manhattan").fit(describe_split(train), train.labels.numpy())
         predicted = np.array(val.classes)[classifier.predict(describe_split(val))]
         ids = pd.DataFrame(val.ids()).assign(split_by=run.info.config["split_by"])

@@ -1,13 +1,18 @@
 """Groups finished runs into experiments: the same script and options, trained with several seeds."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import unified_diff
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from common.config import VARIANTS, InputError, identity, variant_of
+from common.provenance import changed_files
 from common.run_folder import IDS, FinishedRun
 
 
@@ -34,6 +39,98 @@ class Experiment:
         return float(np.mean([getattr(run.info, name) for run in self.runs]))
 
 
+def comparable(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
+    """Leaves out runs that most of the others cannot be compared with, so that one odd run does not stop a comparison.
+
+    Returns:
+        The other runs, and a sentence for each run that is left out. If less than two would remain, or if there is no
+        majority, all runs, for `group_runs` to say what is wrong.
+    """
+    keep, notes = list(runs), list[str]()
+
+    def leave_out(reasons: dict[Path, str]) -> None:
+        nonlocal keep
+        notes.extend(f"left out: {run.folder} {reasons[run.folder]}" for run in keep if run.folder in reasons)
+        keep = [run for run in keep if run.folder not in reasons]
+
+    # Different rows may be unusable with and without --crop, so the data is compared separately for each.
+    leave_out(_minority(keep, lambda run: (run.info.config["split_by"], run.info.config["crop"]), _data, "data"))
+    leave_out(_minority(keep, lambda run: run.info.config["split_by"], _val_rows, "val rows"))
+    firsts: dict[tuple, FinishedRun] = {}
+    for run in keep:
+        firsts.setdefault((_key(run), run.info.config["seed"], run.info.config["split_by"]), run)
+    repeated = {
+        run.folder: f"has the same options and seed as {first.folder}"
+        for run in keep
+        if (first := firsts[_key(run), run.info.config["seed"], run.info.config["split_by"]]) is not run
+    }
+    leave_out(repeated)
+    folds: dict[tuple, set[str]] = {}
+    for run in keep:
+        folds.setdefault((_key(run), run.info.config["seed"]), set()).add(run.info.config["split_by"])
+    most = {key: max((seeds for k, seeds in folds.items() if k[0] == key), key=len) for key, _ in folds}
+    leave_out(
+        {
+            run.folder: "belongs to a seed whose other folds are missing"
+            for run in keep
+            if folds[_key(run), run.info.config["seed"]] < most[_key(run)]
+        }
+    )
+    return (keep, notes) if len(keep) > 1 else (list(runs), [])
+
+
+def _minority(
+    runs: Sequence[FinishedRun], group: Callable[[FinishedRun], Any], value: Callable[[FinishedRun], str], what: str
+) -> dict[Path, str]:
+    """The runs whose `value` is not that of most runs in the same group, and the reason to leave them out."""
+    counts: dict[Any, Counter[str]] = {}
+    for run in runs:
+        counts.setdefault(group(run), Counter())[value(run)] += 1
+    odd = {}
+    for run in runs:
+        (common, count), *others = counts[group(run)].most_common()
+        if value(run) != common and count > others[0][1]:
+            odd[run.folder] = f"used other {what} than most runs"
+    return odd
+
+
+def _data(run: FinishedRun) -> str:
+    return run.info.data_fingerprint
+
+
+def _val_rows(run: FinishedRun) -> str:
+    return run.rows[IDS].sort_values("image_id", kind="stable").to_csv(index=False)
+
+
+def code_notes(runs: Sequence[FinishedRun]) -> list[str]:
+    """How the code of `runs` differs: versions of a script, which are experiments of their own, and of `common`."""
+    notes = []
+    for script, versions in _script_versions(runs).items():
+        first, *others = versions.values()
+        for number, run in enumerate(others, 2):
+            old, new = (_script_lines(r) for r in (first, run))
+            lines = [line for line in unified_diff(old, new, n=0, lineterm="") if line[0] in "+-"][2:]
+            shown = "; ".join(" ".join(line.split()) for line in lines[:4])
+            if not (old and new):
+                shown = "not recorded in the run folders of an older version"
+            elif len(lines) > 4:
+                shown += f"; and {len(lines) - 4} more lines"
+            notes.append(
+                f"script {number} of {script.removeprefix('train_')} ({run.folder}, commit {run.info.commit}) differs "
+                f"from script 1 ({first.folder}, commit {first.info.commit}): {shown}"
+            )
+    shared = {run.folder: {k: v for k, v in run.info.code.items() if "/" in k} for run in runs if run.info.code}
+    files = sorted({name for code in shared.values() for name in changed_files(next(iter(shared.values())), code)})
+    if files:
+        commits = ", ".join(sorted({str(run.info.commit) for run in runs}))
+        notes.append(f"the runs were made by different versions of {', '.join(files)} (commits {commits})")
+    return notes
+
+
+def _script_lines(run: FinishedRun) -> list[str]:
+    return run.script.read_text(encoding="utf-8", errors="replace").splitlines() if run.info.code else []
+
+
 def group_runs(runs: Sequence[FinishedRun]) -> list[Experiment]:
     """Groups `runs` into experiments.
 
@@ -47,13 +144,12 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Experiment]:
     first_runs: dict[tuple, FinishedRun] = {}
     for run in runs:
         config = run.info.config
-        # Different rows may be unusable with and without --crop, so the data is compared separately for each.
         first_run = first_runs.setdefault((config["split_by"], config["crop"]), run)
         if first_run.info.data_fingerprint != run.info.data_fingerprint:
             raise InputError(
                 f"{first_run.folder} and {run.folder} used different data: compare only runs on the same data."
             )
-        key = model_names[_options(run)], variant_of(config["crop"], config["augment"])
+        key = model_names[_model_key(run)], variant_of(config["crop"], config["augment"])
         folds = groups.setdefault(key, {}).setdefault(config["seed"], {})
         fold = config["split_by"]
         if fold in folds:
@@ -106,25 +202,41 @@ def _experiment(model: str, variant: str, seeds: dict[int, dict[str, FinishedRun
     )
 
 
-def _options(run: FinishedRun) -> tuple:
-    """The script and all options that distinguish experiments, except for the variant."""
+def _key(run: FinishedRun) -> tuple:
+    """What distinguishes experiments: everything except seed and fold."""
+    return _model_key(run), run.info.config["crop"], run.info.config["augment"]
+
+
+def _model_key(run: FinishedRun) -> tuple:
+    """The script, its code, and all options that distinguish experiments, except for the variant."""
     options = identity(run.info.config)
     for name in ("seed", "crop", "augment"):
         del options[name]
     options["split_by"] = re.sub(r":\d+/", ":/", options["split_by"])  # the folds of one split are one experiment
-    return run.info.script, tuple(sorted(options.items()))
+    return run.info.script, run.code_key, tuple(sorted(options.items()))
+
+
+def _script_versions(runs: Sequence[FinishedRun]) -> dict[str, dict[str, FinishedRun]]:
+    """For each script, its versions (see `FinishedRun.code_key`) and the first run of each."""
+    versions: dict[str, dict[str, FinishedRun]] = {}
+    for run in runs:
+        versions.setdefault(run.info.script, {}).setdefault(run.code_key, run)
+    return versions
 
 
 def _model_names(runs: Sequence[FinishedRun]) -> dict[tuple, str]:
-    """A name for each result of `_options`: the script and, if it occurs with several sets, the options that differ."""
-    option_sets = list(dict.fromkeys(_options(run) for run in runs))
+    """A name for each result of `_model_key`: the script and, if it occurs with several, what differs."""
+    keys = list(dict.fromkeys(map(_model_key, runs)))
+    versions = {script: list(found) for script, found in _script_versions(runs).items()}
     names = {}
-    for script, options in option_sets:
-        alternatives = [dict(o) for s, o in option_sets if s == script]
+    for script, code, options in keys:
+        alternatives = [dict(o) for s, _, o in keys if s == script]
         differ = [name for name, value in options if any(other.get(name) != value for other in alternatives)]
         if len({other["recipe"] for other in alternatives}) == len(alternatives) > 1:
             differ = ["recipe"]  # it sets many of the options that differ
         values = {name: value for name, value in options if name in differ}
-        description = ", ".join(f"no {name}" if value == "" else f"{name} {value}" for name, value in values.items())
-        names[script, options] = script.removeprefix("train_") + (f" ({description})" if description else "")
+        parts = [f"no {name}" if value == "" else f"{name} {value}" for name, value in values.items()]
+        if len(versions[script]) > 1:
+            parts.insert(0, f"script {versions[script].index(code) + 1}")
+        names[script, code, options] = script.removeprefix("train_") + (f" ({', '.join(parts)})" if parts else "")
     return names

@@ -1,18 +1,18 @@
 """The runs of a study: their options, the data they share, and which of them are finished."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean
 
-import psutil
 from accelerate import PartialState
 
-from common.config import VARIANTS, InputError, TrainConfig, flag_of, identity, parse
+from common.config import VARIANTS, InputError, TrainConfig, differences, flag_of, parse
 from common.data.dataset import load_splits
-from common.run_folder import data_fingerprint, read_run
+from common.provenance import code_key
+from common.run_folder import data_fingerprint, read_run, script_file
 
 
 @dataclass(frozen=True)
@@ -88,23 +88,6 @@ def _flags(config_class: type[TrainConfig]) -> Iterable[str]:
             yield flag_of("no_" + f.name)
 
 
-def check_idle(jobs: Sequence[Job]) -> None:
-    """Raises InputError if a process is still writing to the folder of a job.
-
-    The process may be a run of another study, or a run that kept going after its study was killed.
-    """
-    folders = {job.folder.resolve(): job.script for job in jobs}
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            words = process.cmdline()
-            out = Path(process.cwd(), words[words.index("--out") + 1]).resolve() if "--out" in words[:-1] else None
-            if out in folders and any(word.endswith(f"{folders[out]}.py") for word in words):
-                raise InputError(
-                    f"process {process.pid} is still writing to {out}: wait for it to finish, or stop it with "
-                    f"kill {process.pid}."
-                )
-
-
 def decode_data(jobs: Iterable[Job]) -> dict[tuple, str]:
     """Decodes the pixels of all runs in one pass over the images; returns the data fingerprint for each data key."""
     PartialState(cpu=True)  # leave the GPU to the runs
@@ -114,13 +97,21 @@ def decode_data(jobs: Iterable[Job]) -> dict[tuple, str]:
     return {key: data_fingerprint(*load_splits(config)) for key, config in configs.items()}
 
 
-def time_left(waiting: Sequence[Job], done: Sequence[Job]) -> str:
-    """The estimated time left, such as "about 45 min left".
+def durations(jobs: Iterable[Job]) -> dict[Job, float]:
+    """The seconds of each job whose run is finished and has not been deleted since."""
+    seconds = {}
+    for job in jobs:
+        with suppress(InputError):
+            seconds[job] = read_run(job.folder).info.seconds or 0.0
+    return seconds
+
+
+def time_left(waiting: Sequence[Job], seconds: Mapping[Job, float]) -> str:
+    """The estimated time left, such as "about 45 min left"; `seconds` are the durations of the finished jobs.
 
     Each waiting job is assumed to take the mean time of the finished jobs of the same experiment or, if there are none,
     of the same script or, if there are none, of all finished jobs.
     """
-    seconds = {job: read_run(job.folder).info.seconds or 0.0 for job in done}
     total = 0.0
     for job in waiting:
         times = [s for other, s in seconds.items() if (other.script, other.variant) == (job.script, job.variant)]
@@ -135,15 +126,13 @@ def is_finished(job: Job, fingerprint: str) -> bool:
     """Whether the folder of `job` holds its results; InputError if they were made with other options or data."""
     if not (job.folder / "metrics.json").exists():
         return False
-    finished = read_run(job.folder).info
-    differences = [
-        f"{flag_of(name)} {finished.config.get(name)}"
-        for name, value in identity(asdict(job.config)).items()
-        if finished.config.get(name) != value
-    ]
-    differences += ["different data"] * (finished.data_fingerprint != fingerprint)
-    if differences:
+    finished = read_run(job.folder)
+    differ = differences(finished.info.config, job.config)
+    differ += ["different data"] * (finished.info.data_fingerprint != fingerprint)
+    script = script_file(job.config)
+    differ += [f"another version of {script.name}"] * (finished.code_key != code_key(script.read_bytes()))
+    if differ:
         raise InputError(
-            f"{job.folder} already holds a run with {', '.join(differences)}: choose another folder with --out."
+            f"{job.folder} already holds a run with {', '.join(differ)}: choose another folder with --out."
         )
     return True

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from common.compare.questions import Question, ScoredExperiment
-from common.files import markdown_table
+from common.files import markdown_table, markdown_text, terminal_table
 from common.metrics import METRICS
 from common.stats import Estimate, format_difference, format_p, format_score, format_share, rounded
 
@@ -33,7 +33,7 @@ def markdown(
         "# Comparison",
         f"{images}. Brackets contain 95 % confidence intervals, which account for "
         "the choice of products and images and, for experiments with several seeds, for the choice of seeds.",
-        [f"- {sentence}" for sentence in [*(question.sentence for question in questions), *comparison["notes"]]],
+        [f"- {markdown_text(text)}" for text in [*(question.sentence for question in questions), *comparison["notes"]]],
         "![Accuracy of each experiment](experiments.png)",
         score_table(scored_experiments, baselines),
     ]
@@ -86,7 +86,7 @@ def short_table(scored_experiments: Sequence[ScoredExperiment], baselines: Seque
         unseen = _with_interval(scored.unseen.estimates["accuracy"]) if scored.unseen else ""
         seeds = str(len(scored.correct)) if scored.experiment.runs else ""
         rows.append([scored.name, seeds, accuracy, f1, unseen])
-    return markdown_table(["experiment", "seeds", "accuracy", "F1", "accuracy on unseen products"], rows)
+    return terminal_table(["experiment", "seeds", "accuracy", "F1", "accuracy on unseen products"], rows)
 
 
 def question_table(questions: Sequence[Question]) -> list[str]:
@@ -119,7 +119,7 @@ def class_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
     pairs = [f"{p['true']} predicted as {p['predicted']} ({p['rows']:.1f} rows)" for p in best["confused"]]
     confused = f"Most confused: {'; '.join(pairs)}." if pairs else ""
     scores = markdown_table(["class", "rows", "precision", "recall", "F1"], rows)
-    return [title, scores, confused]
+    return [markdown_text(title), scores, markdown_text(confused)]
 
 
 def calibration_table(experiments: Sequence[dict]) -> list[str]:
@@ -139,7 +139,7 @@ def run_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
     rows = []
     for experiment, values in zip(experiments, settings, strict=True):
         seeds = ", ".join(map(str, experiment["seeds"]))
-        command = f"`python {experiment['runs'][0]['command']}`" if experiment["runs"][0]["command"] else "not recorded"
+        command = f"python {experiment['runs'][0]['command']}" if experiment["runs"][0]["command"] else "not recorded"
         rows.append([experiment["name"], seeds, *(values[name] for name in differ), command])
     return [
         markdown_table(["setting", "value in all runs"], shared) if shared else [],

@@ -16,33 +16,36 @@ from tqdm import tqdm
 
 from common.compare.experiments import Experiment
 from common.compare.questions import ScoredExperiment, ask
+from common.config import printable
 from common.data.crop import PAD_COLOR
 from common.data.dataset import ClassificationDataset
 from common.data.masks import load_masks
 from common.evaluate import evaluate
 from common.figures import save_figure
-from common.files import markdown_table, write_json
+from common.files import check_output_folder, terminal_table, write_json
 from common.run_folder import IDS, FinishedRun
 from common.stats import format_difference, format_share
 
 VIEWS = ("as trained", "product alone", "background alone", "outline alone")
 
 
-def check_shortcuts(runs: Sequence[FinishedRun], out: Path) -> list[dict]:
-    """Scores each run on every view of its val images.
+def check_shortcuts(runs: Sequence[FinishedRun], out: Path, **source: str) -> list[dict]:
+    """Scores each run on every view of its val images; `source` is passed to `FinishedRun.splits`.
 
     Prints a table, and writes shortcuts.json and a figure for each run to the folder `out`.
 
     Returns:
         The content of shortcuts.json.
     """
-    results, rows = [], []
-    for run in runs:
-        val, views = masked_views(run)
+    figures = ["shortcuts-" + "-".join(run.folder.resolve().parts[-2:]) + ".png" for run in runs]
+    check_output_folder(out, ["shortcuts.json", *figures], key="product_against_background")
+    results, figure_of, rows = [], {}, []
+    for run, name in zip(runs, figures, strict=True):
+        val, views = masked_views(run, **source)
         accelerator = Accelerator()
         model = run.model().to(accelerator.device)
         predictions = {}
-        for view, pixels in tqdm(views.items(), desc=run.folder.name, disable=None):
+        for view, pixels in tqdm(views.items(), desc=printable(run.folder.name), disable=None):
             split = replace(val, pixels=pixels, index=np.arange(len(val)))
             predictions[view] = evaluate(model, split, accelerator, run.config.fit).argmax(1)
         scored = {
@@ -60,24 +63,24 @@ def check_shortcuts(runs: Sequence[FinishedRun], out: Path) -> list[dict]:
         )
         difference = format_difference(question.change.value, question.change.interval())
         rows.append([str(run.folder), *(format_share(estimate.value) for estimate in accuracy.values()), difference])
-        name = "-".join(run.folder.resolve().parts[-2:])
-        save_figure(out / f"shortcuts-{name}.png", _views_figure(val, views, predictions))
+        figure_of[name] = _views_figure(val, views, predictions)
     write_json(out / "shortcuts.json", results)
-    print("\n".join(markdown_table(["val accuracy", *VIEWS, "product - background"], rows)))
-    print(f"\nwritten: {out}/shortcuts.json and figures")
+    for name, figure in figure_of.items():
+        save_figure(out / name, figure)
+    print("\n".join(terminal_table(["val accuracy", *VIEWS, "product - background"], rows)))
+    print(f"\nwritten: {printable(str(out))}/shortcuts.json and figures")
     return results
 
 
-def masked_views(run: FinishedRun) -> tuple[ClassificationDataset, dict[str, np.ndarray]]:
+def masked_views(run: FinishedRun, **source: str) -> tuple[ClassificationDataset, dict[str, np.ndarray]]:
     """The val split of a run, and its pixels (N, 3, S, S) uint8 in each of `VIEWS`.
 
     Raises:
         InputError: the data is missing or has changed since the run was trained, it has no masks, or a mask differs
             in size from its image.
     """
-    config = run.config
-    val = run.splits()[1]
-    masks = load_masks(config, "val", val)
+    val = run.splits(**source)[1]
+    masks = load_masks(replace(run.config, data=source.get("data") or run.config.data), "val", val)
     pixels = val.pixels[val.index]
     mean_color = np.array(PAD_COLOR, np.uint8)[:, None, None]
     product, touched = masks > 127, masks > 0  # a pixel at the edge shows product and background
@@ -106,7 +109,7 @@ def _views_figure(val: ClassificationDataset, views: dict, predictions: dict, ex
             prediction = predictions[view][i]
             color = "tab:green" if prediction == val.labels[i] else "tab:red"
             axis.imshow(pixels[i].transpose(1, 2, 0))
-            axis.set_title(val.classes[prediction], fontsize=8, color=color)
+            axis.set_title(printable(val.classes[prediction]), fontsize=8, color=color)
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(view, fontsize=9)
     return figure

@@ -4,10 +4,14 @@ from collections import Counter
 
 import numpy as np
 
+from common.config import printable
+from common.data.boxes import upper_left_note
 from common.data.dataset import ClassificationDataset, format_problems
+from common.data.image_folder import count_and_names
 
 NEAR_DUPLICATE_BITS = 6  # maximum distance in bits, of 64, between the hashes of near-duplicate crops; see docs/data.md
 MAX_LISTED = 1000  # duplicate groups and pairs listed in the report; the counts beside them are complete
+BLOCK = 2**20  # pairs of crops that are compared at once
 MIN_VAL_ROWS = 5  # classes with fewer val rows are reported as rare: their scores are too noisy to be useful
 
 
@@ -26,9 +30,10 @@ def audit(train: ClassificationDataset, val: ClassificationDataset) -> dict:
         duplicates: groups of rows with identical image files, within a split and across splits.
         near_duplicates: val crops that look like a train crop or like an earlier val crop: their
             `common.data.pixels.difference_hash` values differ in at most six of 64 bits.
-        boxes: deciles of the crop's width and height in pixels, and the share of crops that are enlarged to the model
-            input.
+        boxes: deciles of the crop's width and height in pixels, the share of crops that are smaller than the model
+            input, and a sentence if the boxes look as if they were made for other images.
         bad_rows: rows that cannot be used, with the reason.
+        not_read: files in the data's folder that are not read, with their number and the first names.
     """
     splits = {"train": train, "val": val}
     ids = {name: split.ids() for name, split in splits.items()}
@@ -45,6 +50,7 @@ def audit(train: ClassificationDataset, val: ClassificationDataset) -> dict:
         "near_duplicates": _near_duplicates(splits, ids),
         "boxes": {name: _box_sizes(split) for name, split in splits.items()},
         "bad_rows": train.problems + val.problems,
+        "not_read": {"files": len(train.rows.unread), "names": list(train.rows.unread[:MAX_LISTED])},
     }
 
 
@@ -91,22 +97,41 @@ def _duplicates(splits: dict, ids: dict) -> dict:
 
 
 def _near_duplicates(splits: dict, ids: dict) -> dict:
-    """Val crops that look like a train crop or an earlier val crop although the image files differ."""
-    train, val = splits["train"].hashes, splits["val"].hashes
-    pairs: dict[str, list[dict]] = {"train": [], "val": []}
-    for i, (file_hash, crop_hash) in enumerate(val):
-        if crop_hash in (0, 2**64 - 1):  # a uniform crop, which would match every other uniform crop
-            continue
-        for name, others in (("train", train), ("val", val[:i])):
-            distances = np.bitwise_count(others[:, 1] ^ crop_hash)
-            for j in np.flatnonzero((distances <= NEAR_DUPLICATE_BITS) & (others[:, 0] != file_hash)).tolist():
-                rows = [f"val {ids['val']['image_id'][i]}", f"{name} {ids[name]['image_id'][j]}"]
-                pairs[name].append({"rows": rows, "bits": int(distances[j])})
+    """Val crops that look like a train crop or an earlier val crop although the image files differ.
+
+    The distances are computed in blocks of `BLOCK`, and only the pairs to be listed are kept: copies of one photo make
+    a number of pairs that grows with its square.
+    """
+    val = splits["val"].hashes
+    uniform = np.isin(val[:, 1], np.array([0, 2**64 - 1], np.uint64))  # would match every other uniform crop
+    counts, in_train = dict.fromkeys(splits, 0), np.zeros(len(val), bool)
+    kept: list[tuple[int, str, int, int]] = []  # distance in bits, split, val row and row of the split
+    for name, split in splits.items():
+        others, step = split.hashes, max(1, BLOCK // max(1, len(split.hashes)))
+        for first in range(0, len(val), step):
+            block = val[first : first + step, None]
+            bits = np.bitwise_count(block[..., 1] ^ others[:, 1])
+            near = (bits <= NEAR_DUPLICATE_BITS) & (block[..., 0] != others[:, 0])
+            near &= ~uniform[first : first + step, None]
+            if name == "val":
+                near &= np.tri(len(block), len(others), first - 1, dtype=bool)  # earlier rows only
+            else:
+                in_train[first : first + step] |= near.any(axis=1)
+            counts[name] += int(near.sum())
+            if len(kept) == MAX_LISTED:
+                near &= bits < kept[-1][0]
+            found = np.stack([bits[near], *np.nonzero(near)], axis=1)
+            found = found[np.argsort(found[:, 0], kind="stable")[:MAX_LISTED]]
+            kept += [(distance, name, first + i, j) for distance, i, j in found.tolist()]
+            kept = sorted(kept, key=lambda pair: pair[0])[:MAX_LISTED]
     return {
-        "across_splits": len(pairs["train"]),
-        "within_val": len(pairs["val"]),
-        "val_rows": len({pair["rows"][0] for pair in pairs["train"]}),
-        "pairs": sorted(pairs["train"] + pairs["val"], key=lambda pair: pair["bits"])[:MAX_LISTED],
+        "across_splits": counts["train"],
+        "within_val": counts["val"],
+        "val_rows": int(in_train.sum()),
+        "pairs": [
+            {"rows": [f"val {ids['val']['image_id'][i]}", f"{name} {ids[name]['image_id'][j]}"], "bits": distance}
+            for distance, name, i, j in kept
+        ],
     }
 
 
@@ -115,33 +140,52 @@ def _box_sizes(split: ClassificationDataset) -> dict:
     sizes = split.crop_sizes.numpy()
     deciles = np.quantile(sizes, np.linspace(0, 1, 11), axis=0).round(1)
     enlarged = float((sizes.min(axis=1) < split.pixels.shape[-1]).mean())
-    return {"width_deciles": deciles[:, 0].tolist(), "height_deciles": deciles[:, 1].tolist(), "enlarged": enlarged}
+    return {
+        "width_deciles": deciles[:, 0].tolist(),
+        "height_deciles": deciles[:, 1].tolist(),
+        "enlarged": enlarged,
+        "note": upper_left_note(split.boxes) if split.boxes is not None else None,
+    }
 
 
 def describe(train: ClassificationDataset, val: ClassificationDataset, report: dict) -> str:
     """Split sizes, columns, class counts and the `findings` of a report, as text to print at the start of a run."""
-    width = max(map(len, train.classes))
+    width = max(len(printable(name)) for name in train.classes)
     lines = []
     for name, split in (("train", train), ("val", val)):
         kept = split.source_rows - split.dropped
         dropped = f", {kept:,} after dropping {split.dropped} in unused categories" if split.dropped else ""
         used = f", {len(split):,} used" if len(split) < kept else ""
         lines.append(f"{name:5}  {split.source_rows:,} rows{dropped}{used}")
+        if split.boxes is not None:
+            lines.append(f"       {_crop_sizes(report['boxes'][name])}")
         if split.problems:
-            lines.append(f"       {len(split.problems)} bad rows skipped:\n{format_problems(split.problems)}")
+            lines.append(f"       {len(split.problems)} bad rows skipped:")
+            lines += format_problems(split.problems).splitlines()
     lines += [
         f"image  3 x {train.pixels.shape[2]} x {train.pixels.shape[3]} uint8",
-        f"column {', '.join(f'{name} ({_type_name(feature)})' for name, feature in train.rows.features.items())}",
+        f"column {', '.join(f'{name} ({kind})' for name, kind in train.rows.types.items())}",
         f"{'class':<{width}}  train  val",
-        *(f"{name:<{width}}  {n['train']:5}  {n['val']:3}" for name, n in report["classes"].items()),
+        *(f"{printable(name):<{width}}  {n['train']:5}  {n['val']:3}" for name, n in report["classes"].items()),
     ]
-    return "\n".join(lines + [f"note   {sentence}" for sentence in findings(report)])
+    return "\n".join(map(printable, lines + [f"note   {sentence}" for sentence in findings(report)]))
+
+
+def _crop_sizes(boxes: dict) -> str:
+    """The entry of a split in `boxes` of the report as one line."""
+    sides = []
+    for name, word in (("width", "wide"), ("height", "high")):
+        least, *_, median, _, _, _, _, most = boxes[f"{name}_deciles"]
+        sides.append(f"{least:,.0f} to {most:,.0f} pixels {word} (median {median:,.0f})")
+    return f"crops {', '.join(sides)}; {100 * boxes['enlarged']:.0f} % are smaller than the model input"
 
 
 def findings(report: dict) -> list[str]:
     """One sentence for each problem in a report that should be fixed or kept in mind."""
     val_rows = report["rows"]["val"]["used"]
     sentences = []
+    if report["not_read"]["files"]:
+        sentences.append(f"not read: {count_and_names(report['not_read']['names'], report['not_read']['files'])}.")
     for kind, column in (("product", "product_id"), ("scene", "scene_id")):
         overlap = report[f"{kind}s"]
         if overlap and overlap["val_rows"]:
@@ -158,12 +202,11 @@ def findings(report: dict) -> list[str]:
         sentences.append(
             f"{near['val_rows']} val rows look almost the same as a train row: see near_duplicates in the report."
         )
+    for name, boxes in report["boxes"].items():
+        if boxes["note"]:
+            sentences.append(f"{name}: {boxes['note']}")
     if report["imbalance"] > 3:
         sentences.append(f"the largest class has {report['imbalance']:.1f} times as many train rows as the smallest.")
     if report["rare_in_val"]:
         sentences.append(f"classes with fewer than {MIN_VAL_ROWS} val rows: {', '.join(report['rare_in_val'])}.")
     return sentences
-
-
-def _type_name(feature) -> str:
-    return getattr(feature, "dtype", None) or type(feature).__name__.lower()

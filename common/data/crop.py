@@ -2,30 +2,73 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+MIN_BOX = 2  # pixels
 PAD_COLOR = (124, 116, 104)  # ImageNet mean: padding is close to zero after normalisation
 
 
 def box_problem(bbox: Sequence[float] | None, width: float, height: float) -> str | None:
     """Why `bbox` is invalid for an image of `width` x `height` pixels, in a few words; None if it is valid.
 
-    A valid box is x, y, width, height in pixels of the upright image, has a positive area and lies within the image.
+    A valid box is x, y, width, height in pixels of the upright image, is at least `MIN_BOX` pixels wide and high, and
+    lies within the image.
     """
     if bbox is None:
         return "no box"
+    if problem := malformed_box(bbox):
+        return problem
+    x, y, w, h = bbox
+    if x + w <= x or y + h <= y:  # also true if w or h is too small to change the sum, such as 1e-300
+        return f"box {list(bbox)} has no area"
+    if min(w, h) < MIN_BOX:
+        return f"box {list(bbox)} is smaller than {MIN_BOX} pixels"
+    if x < 0 or y < 0 or x + w > width or y + h > height:
+        return f"box {list(bbox)} extends outside the {width} x {height} image"
+    return None
+
+
+def malformed_box(bbox: Any) -> str | None:
+    """Why `bbox` is not a list of four numbers, in a few words; None if it is."""
+    if isinstance(bbox, str) or not isinstance(bbox, Sequence):
+        return f"box {bbox!r} is not a list of x, y, width, height"
+    if any(isinstance(v, Sequence) and not isinstance(v, str) for v in bbox):
+        return f"box {list(bbox)} is a list of lists, not one box"
     if len(bbox) != 4:
         return f"box {list(bbox)} has {len(bbox)} numbers, not 4"
     if not all(isinstance(v, int | float) and math.isfinite(v) for v in bbox):
         return f"box {list(bbox)} contains a value that is not a number"
-    x, y, w, h = bbox
-    if x + w <= x or y + h <= y:  # also true if w or h is too small to change the sum, such as 1e-300
-        return f"box {list(bbox)} has no area"
-    if x < 0 or y < 0 or x + w > width or y + h > height:
-        return f"box {list(bbox)} extends outside the {width} x {height} image"
     return None
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied, 1 to 8; 1 means upright."""
+    # Pillow applies the orientation of a TIFF while loading it, and `size` already takes it into account.
+    return 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def is_rotated(image: Image.Image) -> bool:
+    """Whether the upright image has the sides of the stored image swapped."""
+    return orientation_of(image) in (5, 6, 7, 8)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of the upright image."""
+    width, height = image.size
+    return (height, width) if is_rotated(image) else (width, height)
+
+
+def box_row(bbox: Sequence[float] | None, image: Image.Image) -> np.ndarray:
+    """What the check needs to know about a box, (7,) float64; NaN if `bbox` is not four numbers.
+
+    The four numbers, width and height of the upright image, and 1 if EXIF rotates the image by 90 degrees, otherwise 0.
+    """
+    if bbox is None or malformed_box(bbox):
+        return np.full(7, np.nan)
+    return np.array([*bbox, *upright_size(image), is_rotated(image)], np.float64)
 
 
 def grow_box(bbox: Sequence[float], margin: float, width: int, height: int) -> tuple[float, float, float, float]:
@@ -96,9 +139,7 @@ def crop_image(
         ValueError: the box is invalid for this image, or the image is 32-bit greyscale.
         OSError: the image cannot be decoded. PIL also raises other exceptions for broken files.
     """
-    # Pillow applies the orientation of a TIFF while loading it, and `size` already takes it into account.
-    orientation = 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation, 1)
-    width, height = image.size[::-1] if orientation in (5, 6, 7, 8) else image.size  # rotated by 90 degrees
+    orientation, (width, height) = orientation_of(image), upright_size(image)
     problem = box_problem(bbox, width, height) if bbox is not None else None
     if problem:
         raise ValueError(problem)

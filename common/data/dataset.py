@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
 
-from common.config import ID_COLUMNS, DataConfig, InputError, TrainConfig
+from common.config import ID_COLUMNS, DataConfig, InputError, TrainConfig, printable
+from common.data.boxes import convention_problem
 from common.data.pixels import content_hash, decode_images, normalize
 from common.data.sources import clean_categories, load_tables
 from common.data.splits import assign_folds, parse_split
+from common.data.table import Table
 from common.files import write_csv
 
 
@@ -29,12 +30,13 @@ class ClassificationDataset(torch.utils.data.Dataset):
     hashes: np.ndarray  # (N, 2) uint64: hash of the image file, perceptual hash of the crop (see common.data.pixels)
     labels: torch.Tensor  # (N,) int64, indices into classes
     classes: list[str]  # normalised category names, sorted; the same list in both splits
-    rows: datasets.Dataset  # the N rows: id columns, category, bbox, encoded image
+    rows: Table  # the N rows: id columns, category, bbox, encoded image
     numbers: np.ndarray  # (N,) int64, row numbers in the source
     source_rows: int  # number of rows of the split in the source
     dropped: int  # source rows whose category is not used: absent from val or, with --split-by, in a single group
     problems: list[dict]  # rows skipped by --bad-rows skip: split, row (its number in the source), id, reason
     fingerprint: str  # hexadecimal sha256 of the rows' content (image bytes, boxes, labels)
+    boxes: np.ndarray | None = None  # (N, 7) float64 with --crop, see common.data.crop.box_row
     device_pixels: torch.Tensor | None = None  # copy of pixels on a GPU
     masks: np.ndarray | None = None  # (N, 1, S, S) uint8 product masks; loaded only for runs that use them
 
@@ -70,6 +72,7 @@ class ClassificationDataset(torch.utils.data.Dataset):
             index=self.index[chosen],
             crop_sizes=self.crop_sizes[chosen],
             hashes=self.hashes[chosen],
+            boxes=self.boxes[chosen] if self.boxes is not None else None,
             labels=self.labels[chosen],
             rows=self.rows.select(np.flatnonzero(chosen)),
             numbers=self.numbers[chosen],
@@ -80,8 +83,7 @@ class ClassificationDataset(torch.utils.data.Dataset):
 
     def ids(self) -> dict[str, list[str]]:
         """All id columns as lists of N strings. Missing ids, and ids of missing columns, are empty strings."""
-        available = self.rows.column_names
-        columns = {name: self.rows[name] if name in available else [None] * len(self) for name in ID_COLUMNS}
+        columns = {name: self.rows[name] if name in self.rows else [None] * len(self) for name in ID_COLUMNS}
         return {name: ["" if v is None else str(v) for v in values] for name, values in columns.items()}
 
 
@@ -139,7 +141,7 @@ def place_pixels(config: TrainConfig, device: torch.device, *splits: Classificat
 
 def format_problems(problems: list[dict], limit: int = 10) -> str:
     """The first `limit` bad rows, one per line."""
-    lines = [f"  row {p['row']} ({p['id']}): {p['reason']}" for p in problems[:limit]]
+    lines = [printable(f"  row {p['row']} ({p['id']}): {p['reason']}") for p in problems[:limit]]
     if len(problems) > limit:
         lines.append(f"  and {len(problems) - limit} more")
     return "\n".join(lines)
@@ -180,26 +182,33 @@ def _load_split(split, rows, categories, classes, config, decode_too) -> Classif
 
     selection = [split, hashlib.sha256(chosen.tobytes()).hexdigest()]
     content = content_hash(rows, selection, config.cache)
-    folder = decode_images(split, rows, content, [config, *decode_too])[0]
-    undecodable = {int(i): reason for i, reason in json.loads((folder / "problems.json").read_text()).items()}
-    reasons |= {int(chosen[i]): reason for i, reason in undecodable.items()}
+    decoded = decode_images(split, rows, content, [config, *decode_too])
+    problem = convention_problem(decoded.boxes) if config.crop else None
+    if problem:
+        raise InputError(f"--data {config.data}, {split} rows: {problem}")
+    reasons |= {int(chosen[i]): reason for i, reason in decoded.problems.items()}
     problems = [{"split": split, "row": i, "id": ids[i], "reason": reasons[i]} for i in sorted(reasons)]
     if problems and config.bad_rows == "error":
         report = Path(config.cache, "bad_rows.csv")
-        write_csv(report, problems)
+        try:
+            write_csv(report, problems)
+            see = f", see {report}"
+        except OSError:  # a shared cache may be read-only
+            see = ""
         raise InputError(
-            f"{len(problems)} of {len(categories)} {split} rows cannot be used, see {report}. Fix them, or skip them "
-            f"with --bad-rows skip.\n{format_problems(problems)}"
+            f"{len(problems)} of {len(categories)} {split} rows cannot be used{see}. Fix them, or skip them with "
+            f"--bad-rows skip.\n{format_problems(problems)}"
         )
-    index = np.setdiff1d(np.arange(len(chosen)), np.array(list(undecodable), dtype=np.int64))
+    index = np.setdiff1d(np.arange(len(chosen)), np.array(list(decoded.problems), dtype=np.int64))
     if not len(index):
         raise InputError(f"--data {config.data} has no usable {split} rows.")
     labels = torch.tensor([label_of[categories[i]] for i in chosen[index]])
     return ClassificationDataset(
-        pixels=np.load(folder / "pixels.npy", mmap_mode="r"),
+        pixels=decoded.pixels,
         index=index,
-        crop_sizes=torch.from_numpy(np.load(folder / "crop_sizes.npy"))[index],
-        hashes=np.load(folder / "hashes.npy")[index],
+        crop_sizes=torch.from_numpy(decoded.crop_sizes)[index],
+        hashes=decoded.hashes[index],
+        boxes=decoded.boxes[index] if config.crop else None,
         labels=labels,
         classes=classes,
         rows=rows.select(index),

@@ -6,8 +6,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import datasets
-import huggingface_hub
+from huggingface_hub import constants
 
 
 def reachable(url: str, seconds: float = 6) -> bool:
@@ -34,16 +33,14 @@ def reachable(url: str, seconds: float = 6) -> bool:
 
 @contextmanager
 def hub_or_cache() -> Iterator[bool]:
-    """Switches the Hugging Face libraries to offline mode, cache only, if the Hub is unreachable.
+    """Switches the Hugging Face library to offline mode, cache only, if the Hub is unreachable.
 
     Yields whether the Hub is reachable. The previous mode is restored on exit.
     """
-    hub, data = huggingface_hub.constants, datasets.config  # each library keeps its own copy of the setting
-    before = hub.HF_HUB_OFFLINE, data.HF_HUB_OFFLINE
-    online = not hub.HF_HUB_OFFLINE and reachable(hub.ENDPOINT)
-    if not online:
-        hub.HF_HUB_OFFLINE = data.HF_HUB_OFFLINE = True
+    before = constants.HF_HUB_OFFLINE
+    online = not before and reachable(constants.ENDPOINT)
+    constants.HF_HUB_OFFLINE = not online
     try:
         yield online
     finally:
-        hub.HF_HUB_OFFLINE, data.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = before

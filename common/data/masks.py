@@ -1,15 +1,11 @@
 """Product masks, cropped and resized in the same way as the images they belong to."""
 
-import io
-
-import datasets
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from common.config import DataConfig, InputError
 from common.data.dataset import ClassificationDataset
-from common.data.pixels import crop_with, encoded_bytes
+from common.data.pixels import crop_with, error_reason, open_image
 from common.data.sources import load_tables
 
 
@@ -24,18 +20,20 @@ def load_masks(config: DataConfig, name: str, split: ClassificationDataset) -> n
     """
     tables = load_tables(config, "mask")
     rows = tables["all" if config.split_by else name].select(split.numbers)
-    rows = rows.cast_column("mask", datasets.Image(decode=False))
     masks = np.empty((len(split), 1, config.image_size, config.image_size), np.uint8)
-    for i, row in enumerate(tqdm(rows, desc=f"loading {name} masks", disable=None, leave=False)):
-        if row["mask"] is None:
-            raise InputError(f"{name} row {split.numbers[i]} has no mask.")
+    boxes = rows["bbox"] if "bbox" in rows else [None] * len(rows)
+    files = zip(rows.images("mask"), rows.images(), boxes, strict=True)
+    for i, (mask_file, image_file, bbox) in enumerate(
+        tqdm(files, desc=f"loading {name} masks", total=len(rows), disable=None, leave=False)
+    ):
         try:
-            stored, image = (Image.open(io.BytesIO(encoded_bytes(row[column]))) for column in ("mask", "image"))
+            stored, image = (open_image(file, max_megapixels=config.max_megapixels) for file in (mask_file, image_file))
             same_size = sorted(stored.size) == sorted(image.size)  # either may be stored rotated by 90 degrees (EXIF)
             mask = stored.getchannel("A") if "A" in stored.getbands() else stored.convert("L")
-            mask, crop_size = crop_with(config, mask, row.get("bbox"), fill=(0, 0, 0))
-        except (OSError, ValueError) as error:
-            raise InputError(f"the mask of {name} row {split.numbers[i]} cannot be used: {error}") from error
+            mask, crop_size = crop_with(config, mask, bbox, fill=(0, 0, 0))
+        except Exception as error:  # PIL raises many kinds of exceptions for broken files
+            reason = error_reason(error)
+            raise InputError(f"the mask of {name} row {split.numbers[i]} cannot be used: {reason}.") from error
         if not same_size or not np.allclose(crop_size, split.crop_sizes[i]):
             raise InputError(f"the mask of {name} row {split.numbers[i]} differs in size from its image.")
         masks[i] = np.asarray(mask)[:, :, 0]

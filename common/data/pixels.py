@@ -5,31 +5,36 @@ import io
 import json
 import os
 import shutil
+import warnings
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cache
+from itertools import islice, repeat
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import datasets
 import numpy as np
-import pyarrow.compute as pc
 import torch
+from accelerate import PartialState
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from common.config import DataConfig
-from common.data.crop import crop_image, padding
+from common.config import DataConfig, InputError
+from common.data.crop import box_row, crop_image, padding
+from common.data.table import ImageFiles, Table
 from common.files import atomic_path
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG includes MPO; EPS, for one, would start Ghostscript
-FILES = ("pixels.npy", "crop_sizes.npy", "hashes.npy", "problems.json")
+FILES = ("pixels.npy", "crop_sizes.npy", "boxes.npy", "hashes.npy", "problems.json")
 SCALED_FORMATS = ("JPEG", "MPO")  # PIL decodes these at a reduced scale, which depends on the target size
 WORKERS = min(32, os.cpu_count() or 1)  # decoding threads
 MEAN = (0.485, 0.456, 0.406)  # ImageNet mean and standard deviation of the R, G and B channels, in [0, 1]
 STD = (0.229, 0.224, 0.225)
+# PIL warns at half of the limit that `open_image` sets
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -46,73 +51,162 @@ def _scale_and_shift(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return 1 / (255 * std), -mean / std
 
 
-def content_hash(rows: datasets.Dataset, selection: list, cache: str) -> str:
+def open_image(encoded: bytes | str, *, max_megapixels: int = DataConfig.max_megapixels) -> Image.Image:
+    """Opens an encoded image; its pixels are not decoded yet. This is the only place where image files are opened.
+
+    Args:
+        encoded: the bytes of the file or, as text, why there are none (see `common.data.table.Table.images`).
+
+    Raises:
+        ValueError: there is no image.
+        OSError: its format is not in `FORMATS`. PIL also raises other exceptions for broken files.
+        Image.DecompressionBombError: the image has more pixels than allowed. PIL also raises it while decoding, if a
+            part of the file claims to be larger than that.
+    """
+    if isinstance(encoded, str):
+        raise ValueError(encoded)
+    Image.MAX_IMAGE_PIXELS = max_megapixels * 1_000_000 // 2  # PIL refuses images with more than twice as many
+    return Image.open(io.BytesIO(encoded), formats=FORMATS)
+
+
+def content_hash(rows: Table, selection: list, cache: str) -> str:
     """Hexadecimal sha256 of the image files and boxes of `rows`.
 
     The hash is stored in the folder `cache`, because rereading gigabytes takes longer than the rest of the start-up.
-    Its key combines `selection`, which identifies the rows within their files, with the path, size and modification
-    time of these files. If each image is a separate file, the key combines the same properties of all image files
-    with the boxes instead.
+    Its key combines `selection`, which identifies the rows within their files, with the state of these files: path,
+    size, times, device and inode. If each image is a separate file, the key combines the same properties of all image
+    files with the boxes instead.
     """
     key = _content_key(rows, selection)
     stored = Path(cache, "content", key or "none")
-    if key and stored.exists():
-        return stored.read_text()
-    digest = hashlib.sha256()
-    for _, batch in _image_batches(rows):
-        for image, bbox in batch:
-            encoded = encoded_bytes(image)
-            digest.update(json.dumps([len(encoded), bbox], default=str).encode() + encoded)
+    if key and stored.is_file():
+        digest, _, checksum = stored.read_text(encoding="utf-8", errors="replace").partition(" ")
+        if checksum == _checksum(key, digest):
+            return digest
+        print(f"note: {stored} is damaged: the image files are read again")
+    sha256 = hashlib.sha256()
+    deque(_image_batches(rows, sha256), maxlen=0)  # only to read them
     if key:
         with suppress(OSError), atomic_path(stored) as partial:  # a shared cache may be read-only
-            partial.write_text(digest.hexdigest())
-    return digest.hexdigest()
+            partial.write_text(f"{sha256.hexdigest()} {_checksum(key, sha256.hexdigest())}", encoding="utf-8")
+    return sha256.hexdigest()
 
 
-def _content_key(rows: datasets.Dataset, selection: list) -> str | None:
-    """A key that identifies `rows` without reading image files; None if there are no files to identify them by."""
-    paths = [file["filename"] for file in rows.cache_files]
-    if not paths or pc.struct_field(rows.data.column("image"), "bytes").null_count:
-        images = [pair for _, batch in _image_batches(rows) for pair in batch]
-        paths = [image.get("path") if image.get("bytes") is None else None for image, _ in images]
-        selection = [bbox for _, bbox in images]
+def _content_key(rows: Table, selection: list) -> str | None:
+    """A key that identifies `rows` without reading image files; None if a file is missing."""
+    if isinstance(rows.files, ImageFiles):
+        paths = [rows.files.paths[number] for number in rows.numbers]
+        selection = rows["bbox"] if "bbox" in rows else [None] * len(rows)
+    else:
+        paths = rows.files.paths
     states = [_file_state(path) for path in paths]
     if None in states:
         return None
     return hashlib.sha256(json.dumps([selection, states], default=str).encode()).hexdigest()[:32]
 
 
-def decode_images(split: str, rows: datasets.Dataset, content: str, configs: Sequence[DataConfig]) -> list[Path]:
-    """Returns the cache folder of `rows` for each of `configs`, and creates those that do not exist yet.
+class Pixels(NamedTuple):
+    """The decoded images of N rows."""
 
-    A folder contains pixels.npy (N, 3, S, S) uint8; crop_sizes.npy (N, 2) float32; hashes.npy (N, 2) uint64, a hash of
-    the image file and the `difference_hash` of the crop; and problems.json, the reasons why rows have no pixels. The
-    folder is named after a hash of `content` (see `content_hash`) and of every setting that affects the pixels. All new
+    pixels: np.ndarray  # uint8 memory map (N, 3, S, S)
+    crop_sizes: np.ndarray  # (N, 2) float32, width and height of each crop in pixels before it was made square
+    boxes: np.ndarray  # (N, 7) float64, `common.data.crop.box_row` of each row; NaN without `--crop`
+    hashes: np.ndarray  # (N, 2) uint64, a hash of the image file and the `difference_hash` of the crop
+    problems: dict[int, str]  # the reasons why rows have no pixels
+
+
+def decode_images(split: str, rows: Table, content: str, configs: Sequence[DataConfig]) -> Pixels:
+    """The pixels of `rows` for the first of `configs`, from the cache or decoded now, for all of `configs` at once.
+
+    A folder of the cache contains the arrays of `Pixels`, and checksums.json with a checksum of each file. The folder
+    is named after a hash of `content` (see `content_hash`) and of every setting that affects the pixels. All new
     folders are filled in one pass: each image is read once and, except for JPEG, decoded once.
+
+    Raises:
+        InputError: the cache cannot be written.
     """
-    version = 3  # to be increased when the content of the folder changes
+    version = 5  # to be increased when the content of the folder changes
     folders = {}
     for config in configs:
-        settings = [version, content, config.crop, config.margin * config.crop, config.fit, config.image_size]
+        crop = [config.crop, config.margin * config.crop, config.fit, config.image_size]
+        settings = [version, content, *crop, config.max_megapixels]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         folders[Path(config.cache, name)] = config
-    missing = {path: config for path, config in folders.items() if not _is_complete(path)}
+    missing = {}
+    for path, config in folders.items():
+        if _read_folder(path, len(rows), config.image_size) is None:
+            if path.exists():
+                print(f"note: {path} is damaged: the images are decoded again")
+                shutil.rmtree(path, ignore_errors=True)
+            missing[path] = config
     if missing:
-        with ExitStack() as stack:
-            arrays: list[_PixelArray] = []
-            for path, config in missing.items():
-                if not _is_complete(path):
-                    shutil.rmtree(path, ignore_errors=True)  # some of its files were deleted
-                arrays.append(_PixelArray(stack.enter_context(atomic_path(path)), len(rows), config))
-            progress = stack.enter_context(
-                tqdm(total=len(rows), desc=f"decoding {split}", disable=None, unit=" images")
-            )
-            batches = _image_batches(rows)
-            for count in map_ahead(lambda batch: _decode_batch(batch[0], batch[1], arrays), batches, ahead=2 * WORKERS):
-                progress.update(count)
-            for array in arrays:
-                array.finish()
-    return list(folders)
+        try:
+            _fill_folders(split, rows, content, missing)
+        except OSError as error:
+            raise InputError(
+                f"the cache {configs[0].cache} cannot be written ({error.strerror or error}): name another folder with "
+                "--cache."
+            ) from error
+    path, config = next(iter(folders.items()))
+    result = _read_folder(path, len(rows), config.image_size)
+    if result is None:
+        raise InputError(f"{path} is damaged and cannot be replaced: name another folder with --cache.")
+    return result
+
+
+def _fill_folders(split: str, rows: Table, content: str, folders: dict[Path, DataConfig]) -> None:
+    """Decodes `rows` into new folders of the cache."""
+    with ExitStack() as stack:
+        arrays = [
+            _PixelArray(stack.enter_context(atomic_path(path)), len(rows), config) for path, config in folders.items()
+        ]
+        progress = stack.enter_context(tqdm(total=len(rows), desc=f"decoding {split}", disable=None, unit=" images"))
+        sha256 = hashlib.sha256()
+        batches = _image_batches(rows, sha256)
+        for count in map_ahead(lambda batch: _decode_batch(batch[0], batch[1], arrays), batches, ahead=2 * WORKERS):
+            progress.update(count)
+        if sha256.hexdigest() != content:
+            raise InputError(f"the {split} data was changed while it was read: start again when it is complete.")
+        for array in arrays:
+            array.finish()
+
+
+def _read_folder(folder: Path, n: int, size: int) -> Pixels | None:
+    """The content of a folder of the cache for `n` images of `size` pixels; None if there is none or it is damaged.
+
+    One process per machine compares the checksums (about 0.1 s for a gigabyte in memory), all of them the shapes.
+    """
+    try:
+        if PartialState().is_local_main_process:
+            checksums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+            if any(checksums[name] != _file_checksum(folder / name) for name in FILES):
+                return None
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        crop_sizes, boxes, hashes = (np.load(folder / name, allow_pickle=False) for name in FILES[1:4])
+        problems = {
+            int(row): reason
+            for row, reason in json.loads((folder / "problems.json").read_text(encoding="utf-8")).items()
+        }
+    except Exception:  # damaged files raise errors of many kinds
+        return None
+    found = [(array.shape, array.dtype) for array in (pixels, crop_sizes, boxes, hashes)]
+    expected = [((n, 3, size, size), np.uint8), ((n, 2), np.float32), ((n, 7), np.float64), ((n, 2), np.uint64)]
+    if found != expected or not all(0 <= row < n for row in problems):
+        return None
+    return Pixels(pixels, crop_sizes, boxes, hashes, problems)
+
+
+def _file_checksum(path: Path) -> str:
+    """CRC-32 of a file, read in parts."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while part := file.read(1 << 24):
+            checksum = zlib.crc32(part, checksum)
+    return f"{checksum:08x}"
+
+
+def _checksum(*texts: str) -> str:
+    return f"{zlib.crc32(' '.join(texts).encode()):08x}"
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Iterator[R]:
@@ -142,6 +236,8 @@ def error_reason(error: Exception) -> str:
     """The reason why an image cannot be cropped, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "unreadable image (unknown format)"
+    if isinstance(error, Image.DecompressionBombError):  # "Image size (N pixels) exceeds limit of M pixels, could ..."
+        return f"image too large ({str(error).partition(',')[0]}: raise --max-megapixels to use it)"
     return str(error) if type(error) is ValueError else f"unreadable image ({error})"
 
 
@@ -152,10 +248,6 @@ def difference_hash(image: Image.Image) -> int:
     """
     cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes())
-
-
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).exists() for name in FILES)
 
 
 class _PixelArray:
@@ -170,12 +262,15 @@ class _PixelArray:
             with open(folder / "pixels.npy", "rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
         self.crop_sizes = np.ones((n, 2), np.float32)
+        self.boxes = np.full((n, 7), np.nan)
         self.hashes = np.zeros((n, 2), np.uint64)
         self.problems: dict[int, str] = {}
 
     def put(self, i: int, image: Image.Image, bbox: Sequence[float] | None, file_hash: int) -> None:
         """Crops `image` into row i."""
         config = self.config
+        if config.crop:
+            self.boxes[i] = box_row(bbox, image)
         image, self.crop_sizes[i] = crop_with(config, image, bbox)
         self.pixels[i] = np.asarray(image).transpose(2, 0, 1)
         if config.fit == "pad":  # hash without the padding, which would make all narrow crops look alike
@@ -187,25 +282,28 @@ class _PixelArray:
         """Writes everything but the pixels, which are already in their file."""
         self.pixels.flush()
         np.save(self.folder / "crop_sizes.npy", self.crop_sizes)
+        np.save(self.folder / "boxes.npy", self.boxes)
         np.save(self.folder / "hashes.npy", self.hashes)
-        (self.folder / "problems.json").write_text(json.dumps(self.problems))
+        (self.folder / "problems.json").write_text(json.dumps(self.problems), encoding="utf-8")
+        checksums = {name: _file_checksum(self.folder / name) for name in FILES}
+        (self.folder / "checksums.json").write_text(json.dumps(checksums), encoding="utf-8")
 
 
-def _decode_batch(first: int, batch: list[tuple[dict, list | None]], arrays: list[_PixelArray]) -> int:
+def _decode_batch(first: int, batch: list[tuple[bytes | str, list | None]], arrays: list[_PixelArray]) -> int:
     """Decodes rows first, first + 1, ... into every array and records failures in `problems`.
 
     Returns the number of rows in the batch.
     """
-    for i, (stored, bbox) in enumerate(batch, first):
+    for i, (encoded, bbox) in enumerate(batch, first):
         image = None
         for array in arrays:
             try:
                 if array.config.crop and bbox is None:
                     raise ValueError("no box")
                 if image is None or image.format in SCALED_FORMATS:
-                    encoded = encoded_bytes(stored)
+                    image = open_image(encoded, max_megapixels=array.config.max_megapixels)
+                    assert isinstance(encoded, bytes), "or open_image would fail"
                     file_hash = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
-                    image = Image.open(io.BytesIO(encoded))
                 array.put(i, image, bbox, file_hash)
             except Exception as error:  # PIL raises many kinds of exceptions for broken files
                 array.problems[i] = error_reason(error)
@@ -213,34 +311,34 @@ def _decode_batch(first: int, batch: list[tuple[dict, list | None]], arrays: lis
     return len(batch)
 
 
-def _image_batches(rows: datasets.Dataset, size: int = 8) -> Iterator[tuple[int, list[tuple[dict, list | None]]]]:
-    """Batches of `size` rows: the first row's number, and for each row the stored image and the box.
+def _image_batches(
+    rows: Table, sha256: Any, size: int = 8
+) -> Iterator[tuple[int, list[tuple[bytes | str, list | None]]]]:
+    """Batches of `size` rows: the first row's number, and for each row the encoded image and the box.
 
-    A stored image is a dict with the keys "bytes" and "path", or an empty dict.
+    An image is its bytes or, as text, why there is none. All images and boxes are added to the hash `sha256`.
     """
-    columns = [name for name in ("image", "bbox") if name in rows.column_names]
-    batches = rows.select_columns(columns).with_format("arrow").iter(batch_size=size)
-    for first, batch in zip(range(0, len(rows), size), batches, strict=True):
-        boxes = batch["bbox"].to_pylist() if "bbox" in columns else [None] * len(batch)
-        yield first, [(image or {}, bbox) for image, bbox in zip(batch["image"].to_pylist(), boxes, strict=True)]
+    boxes = (box.as_py() for box in rows.column("bbox")) if "bbox" in rows else repeat(None)
+    pairs = zip(rows.images(), boxes, strict=False)
+    for first in range(0, len(rows), size):
+        batch = list(islice(pairs, size))
+        for image, bbox in batch:
+            if isinstance(image, bytes):
+                sha256.update(json.dumps([len(image), bbox], default=str).encode())
+                sha256.update(image)
+            else:
+                sha256.update(json.dumps([image, bbox], default=str).encode())
+        yield first, batch
 
 
-def encoded_bytes(image: dict) -> bytes:
-    """The bytes of a stored image's file, from the table itself or from the path it names; empty if there is none."""
-    if image.get("bytes") is not None:
-        return image["bytes"]
-    try:
-        return Path(image.get("path") or "").read_bytes()
-    except OSError:
-        return b""
+def _file_state(path: str) -> list | None:
+    """Absolute path, size, times, device and inode of a file, which also change if it is replaced by another.
 
-
-def _file_state(path: str | None) -> list | None:
-    """Absolute path, size and modification time of a file; None if it does not exist."""
-    if path is None:
-        return None
+    None if it does not exist.
+    """
     try:
         status = os.stat(path)
-        return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
     except OSError:
         return None
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return [os.path.abspath(path), status.st_size, *times, status.st_dev, status.st_ino]

@@ -1,36 +1,27 @@
 """Data sources: the bundled sample, the Hugging Face Hub, Parquet files and image folders. Images stay encoded."""
 
-import glob
-import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
-import datasets
-import pandas as pd
+import huggingface_hub
 
 from common.config import ID_COLUMNS, DataConfig, InputError
 from common.data.hub import hub_or_cache
+from common.data.image_folder import count_and_names, is_image, list_files, read_image_folder
+from common.data.parquet import check_complete, parquet_splits, read_parquet
+from common.data.table import Table, clean_category, file_problem
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 VAL_NAMES = ("val", "validation", "valid", "dev")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-def clean_category(name: str | None) -> str | None:
-    """Normalises a category name: 'Coffee Table' and 'coffee_table ' become 'coffee_table'. None if it is empty."""
-    missing = name is None or name != name  # None or NaN
-    return None if missing else "_".join(str(name).lower().split()) or None
-
-
-def clean_categories(rows: datasets.Dataset) -> list[str | None]:
+def clean_categories(rows: Table) -> list[str | None]:
     """The normalised category of each row; None for rows without one."""
-    feature, values = rows.features["category"], rows["category"]
-    if isinstance(feature, datasets.ClassLabel):  # class numbers, where -1 means no label
-        values = [feature.int2str(value) if value is not None and value >= 0 else None for value in values]
-    return [clean_category(value) for value in values]
+    return [clean_category(value) for value in rows["category"]]
 
 
-def load_tables(config: DataConfig, *extra_columns: str) -> dict[str, datasets.Dataset]:
+def load_tables(config: DataConfig, *extra_columns: str) -> dict[str, Table]:
     """The tables "train" and "val" or, with `--split-by`, "all", with encoded images and the columns that are used.
 
     Args:
@@ -44,17 +35,24 @@ def load_tables(config: DataConfig, *extra_columns: str) -> dict[str, datasets.D
     if "train" not in splits:
         raise InputError(f"--data {config.data} has no train split, only {', '.join(splits)}: rename a split to train.")
     train = splits["train"]
-    val = next((splits[name] for name in VAL_NAMES if name in splits), None)
+    found = [name for name in VAL_NAMES if name in splits]
+    if len(found) > 1:
+        raise InputError(f"--data {config.data} has several val splits, {' and '.join(found)}: keep one of them.")
+    val = splits[found[0]] if found else None
     if val is None and not config.split_by:
         raise InputError(
             f"--data {config.data} has no val split, only {', '.join(splits)}: create one with --split-by product_id, "
             "or with --split-by image_id if the images are not grouped."
         )
-    tables = {"all": _concatenate(train, val)} if config.split_by else {"train": train, "val": val}
+    others = [f"{name}: {len(table)} rows" for name, table in splits.items() if name not in ("train", *found)]
+    train = replace(train, unread=(*train.unread, *others))
+    tables = (
+        {"train": train, "val": val} if val is not None and not config.split_by else {"all": _concatenate(train, val)}
+    )
     return {split: _select_columns(split, rows, config, extra_columns) for split, rows in tables.items()}
 
 
-def read_splits(data: str) -> dict[str, datasets.Dataset]:
+def read_splits(data: str) -> dict[str, Table]:
     """Reads all splits of `data`, unchanged.
 
     `data` is "sample" (the bundled sample), a Parquet file, a folder of Parquet files, an image folder or a Hub id.
@@ -63,16 +61,25 @@ def read_splits(data: str) -> dict[str, datasets.Dataset]:
         InputError: there is no such data, or it cannot be read.
     """
     source = Path(data)
-    if data == "sample":
-        return _load_parquet(data_dir=str(SAMPLE))
     if source.is_file() and source.suffix == ".parquet":
-        return _load_parquet(data_files=glob.escape(data))
-    if source.is_dir() and any(source.rglob("*.parquet")):
-        if any(file.suffix.lower() in IMAGE_SUFFIXES for file in source.rglob("*")):
+        return read_parquet(source.parent, {"train": [source.name]}, root=None)
+    if data == "sample" or source.is_dir():
+        source = SAMPLE if data == "sample" else source
+        files, skipped = list_files(source)
+        parquet = [name for name in files if name.endswith(".parquet")]
+        if parquet and any(map(is_image, files)):
             raise InputError(f"{data} contains both Parquet files and images: use a folder with only one of them.")
-        return _load_parquet(data_dir=glob.escape(data))
-    if source.is_dir():
-        return _load_image_folder(source)
+        if parquet:
+            check_complete(source, parquet)
+            parts = parquet_splits(parquet)
+            unread = sorted(set(parquet).difference(*parts.values()))
+            unread += [name for name in skipped if name[-1] == "/" and not Path(name).name.startswith(".")]  # links
+            return read_parquet(source, parts, root=source, unread=unread)
+        splits = read_image_folder(source, files, skipped)
+        if not splits:
+            found = f" It contains {count_and_names(files + skipped)}." if files or skipped else ""
+            raise InputError(f"{data} contains neither Parquet files nor images in train/CLASS/ and val/CLASS/.{found}")
+        return splits
     if is_hub_id(data):
         return _load_from_hub(data)
     raise InputError(
@@ -85,124 +92,120 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not Path(name).exists()
 
 
-def _concatenate(train: datasets.Dataset, val: datasets.Dataset | None) -> datasets.Dataset:
+def _concatenate(train: Table, val: Table | None) -> Table:
     """The rows of both splits in one table, with the columns that they have in common."""
     if val is None:
         return train
-    names = [name for name in train.column_names if name in val.column_names]
-    tables = [table.select_columns(names) for table in (train, val)]
+    names = [name for name in train.types if name in val]
+    train, val = train.keep(names), val.keep(names)
+    for name in names:
+        if train.types[name] != val.types[name]:
+            raise InputError(
+                f"train and val cannot be combined for --split-by: the column {name} is {train.types[name]} in train "
+                f"and {val.types[name]} in val."
+            )
     if "image_id" in names and set(train["image_id"]) & set(val["image_id"]):  # such as paths relative to the split
-        for i, split in enumerate(("train", "val")):
-            ids = [f"{split}/{name}" for name in tables[i]["image_id"]]
-            tables[i] = tables[i].remove_columns("image_id").add_column("image_id", ids)
-    try:
-        return datasets.concatenate_datasets(tables)
-    except ValueError as error:
-        raise InputError(f"train and val cannot be combined for --split-by: {error}") from error
+        train = train.with_column("image_id", [f"train/{name}" for name in train["image_id"]])
+        val = val.with_column("image_id", [f"val/{name}" for name in val["image_id"]])
+    return train.append(val)
 
 
-def _select_columns(
-    split: str, rows: datasets.Dataset, config: DataConfig, extra_columns: tuple = ()
-) -> datasets.Dataset:
-    """The columns that are used, with encoded images. Row numbers serve as image_id if the data has no such column."""
-    columns = rows.column_names
+def _select_columns(split: str, rows: Table, config: DataConfig, extra_columns: tuple = ()) -> Table:
+    """The columns that are used. Row numbers serve as image_id if the data has no such column."""
     required = ["image", "category", *["bbox"] * config.crop, *extra_columns]
-    missing = [name for name in required if name not in columns]
+    missing = [name for name in required if name not in rows]
     if missing:
         hint = " To train on whole images, leave out --crop." if missing == ["bbox"] else ""
         raise InputError(
-            f"the {split} split has no column {', '.join(missing)}; its columns are {', '.join(columns)}.{hint}"
+            f"the {split} split has no column {', '.join(missing)}; its columns are {', '.join(rows.types)}.{hint}"
         )
-    used = (*ID_COLUMNS, "image", "category", "bbox", *extra_columns)
-    rows = rows.select_columns([name for name in used if name in columns])
-    rows = undecoded(rows, split)
-    if "image_id" not in columns:
-        rows = rows.add_column("image_id", [str(i) for i in range(len(rows))])
-    return rows
+    check_images(rows, split)
+    rows = rows.keep((*ID_COLUMNS, "image", "category", "bbox", *extra_columns))
+    return rows if "image_id" in rows else rows.with_column("image_id", [str(i) for i in range(len(rows))])
 
 
-def undecoded(rows: datasets.Dataset, split: str) -> datasets.Dataset:
-    """Disables image decoding: the column image then holds dicts {"bytes": ..., "path": ...}."""
-    try:
-        return rows.cast_column("image", datasets.Image(decode=False))
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise InputError(
-            f"the column image of {split} must contain images; it contains {rows.features['image']}."
-        ) from error
+def check_images(rows: Table, split: str) -> None:
+    """Raises an InputError if a column of images contains something else."""
+    for name in ("image", "mask"):
+        if rows.types.get(name, "image") != "image":
+            raise InputError(f"the column {name} of {split} must contain images; it contains {rows.types[name]}.")
 
 
-def _load_parquet(**location: str) -> dict[str, datasets.Dataset]:
-    try:
-        return datasets.load_dataset("parquet", **location)
-    except (ValueError, datasets.exceptions.DatasetsError) as error:
-        path = " ".join(location.values())
-        raise InputError(f"the Parquet files in {path} cannot be read: {error.__cause__ or error}") from error
-
-
-def _load_from_hub(name: str) -> dict[str, datasets.Dataset]:
+def _load_from_hub(name: str) -> dict[str, Table]:
     """A data set from the Hub, or from the local cache if the Hub is unreachable."""
     with hub_or_cache() as online:
         try:
-            return datasets.load_dataset(name)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            folder = huggingface_hub.snapshot_download(
+                name, repo_type="dataset", allow_patterns=["*.parquet", "README.md"], local_files_only=not online
+            )
+        except Exception as error:  # depending on its version and the network, the library raises errors of many kinds
             if online:
                 raise InputError(f"--data {name} cannot be loaded from the Hub: {error}") from error
             raise InputError(
                 f"the Hub cannot be reached, and {name} is neither in the local cache nor a local folder. "
                 "Use --data sample for the bundled sample, or a folder with your own data."
             ) from error
+    return _read_snapshot(name, Path(folder))
 
 
-def _load_image_folder(folder: Path) -> dict[str, datasets.Dataset]:
-    """Reads SPLIT/CLASS/*.jpg and, if present, SPLIT/metadata.jsonl or .csv with columns file_name, bbox and ids."""
-    splits = {}
-    for split in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = sorted(path for path in split.glob("*/*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            continue
-        table = pd.DataFrame({"file_name": [path.relative_to(split).as_posix() for path in files]})
-        table["image"] = [str(path) for path in files]
-        table["category"] = [path.parent.name for path in files]
-        for metadata in (split / "metadata.jsonl", split / "metadata.csv"):
-            if metadata.exists():
-                extra = _read_metadata(metadata, table["file_name"])
-                table = table.merge(extra.drop(columns=["image", "category"], errors="ignore"), "left", "file_name")
-                break
-        table = table.rename(columns={"file_name": "image_id"}) if "image_id" not in table else table
-        if "bbox" in table:
-            table["bbox"] = [_parse_box(value) for value in table["bbox"]]
-        for name in set(ID_COLUMNS) & set(table):
-            table[name] = [str(value) for value in table[name]]
-        columns = {name: table[name].tolist() for name in (*ID_COLUMNS, "image", "category", "bbox") if name in table}
-        splits[split.name] = datasets.Dataset.from_dict(columns)
-    if not splits:
-        raise InputError(f"{folder} contains neither Parquet files nor images in train/CLASS/ and val/CLASS/.")
-    return splits
-
-
-def _read_metadata(path: Path, file_names: pd.Series) -> pd.DataFrame:
+def _read_snapshot(name: str, folder: Path) -> dict[str, Table]:
+    """The tables of a Hub data set in the local cache, in the splits of its default configuration."""
+    root = folder.parents[1]  # the files in a snapshot are links to others in the data set's folder of the cache
+    names = [file for file in list_files(folder)[0] if file.endswith(".parquet")]
+    if not names:
+        raise InputError(f"--data {name} has no Parquet files: download it and convert it to Parquet files.")
+    check_complete(folder, names)
+    readme = folder / "README.md"
     try:
-        if path.suffix == ".jsonl":  # dtype=False keeps ids such as "000008" as strings
-            table = pd.read_json(path, lines=True, dtype=False)
-        else:
-            table = pd.read_csv(path, dtype=str)
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if "file_name" not in table:
-        raise InputError(f"{path} has no column file_name; its columns are {', '.join(map(str, table))}.")
-    if table["file_name"].duplicated().any():
-        duplicate = table["file_name"][table["file_name"].duplicated()].iloc[0]
-        raise InputError(f"{path} lists {duplicate} more than once: keep one line per image.")
-    if not table["file_name"].isin(file_names).any():
-        raise InputError(
-            f"{path} lists none of the images in its folder: file_name must be a path such as {file_names.iloc[0]}."
-        )
-    return table
+        card = {} if file_problem(str(readme), str(root)) else huggingface_hub.metadata_load(readme) or {}
+        splits, sizes = _configured_splits(card, names)
+    except Exception as error:  # anything may be written there
+        raise InputError(f"--data {name}: the configuration in its README.md cannot be used: {error}") from error
+    tables = read_parquet(folder, splits, root=root)
+    for split, table in tables.items():
+        if sizes.get(split, len(table)) != len(table):
+            raise InputError(
+                f"--data {name}: {split} has {len(table)} of the {sizes[split]} rows that its README.md states. If the "
+                "download was interrupted, repeat it while the Hub can be reached."
+            )
+    return tables
 
 
-def _parse_box(value) -> list[float] | None:
-    """A box from metadata, a list or a string such as "[10, 20, 30, 40]", as floats; None for anything else."""
-    try:
-        return [float(v) for v in (json.loads(value) if isinstance(value, str) else value)]
-    except (TypeError, ValueError):
-        return None
+def _configured_splits(card: dict, names: list[str]) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """The Parquet files of each split, as `card`, the YAML part of README.md, assigns them, and the stated rows."""
+    configs = [config for config in card.get("configs") or [] if {"data_files", "data_dir"} & config.keys()]
+    marked = [config for config in configs if config.get("default") is True]
+    default = marked or [c for c in configs if c.get("config_name", "default") == "default"] or configs
+    if len(default) > 1:
+        options = ", ".join(str(config.get("config_name")) for config in default)
+        raise ValueError(f"it has no default, only {options}. Download one of them as a folder of Parquet files.")
+    config = default[0] if default else {}
+    infos = card.get("dataset_info") or []
+    infos = [infos] if isinstance(infos, dict) else infos
+    chosen = config.get("config_name", "default")
+    info: dict = next((info for info in infos if len(infos) == 1 or info.get("config_name", "default") == chosen), {})
+    sizes = {split["name"]: split["num_examples"] for split in info.get("splits") or []}
+
+    folder = f"{config['data_dir'].strip('./')}/" if config.get("data_dir") else ""
+    inside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
+    patterns = config.get("data_files")
+    if patterns is None:
+        splits = parquet_splits(inside)
+    else:
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        pairs = [(p["split"], p["path"]) if isinstance(p, dict) else ("train", p) for p in patterns]
+        splits = {str(split): [] for split, _ in pairs}
+        for split, paths in pairs:
+            for pattern in map(_glob_regex, [paths] if isinstance(paths, str) else paths):
+                splits[str(split)] += [n for n in inside if pattern.fullmatch(n) and n not in splits[str(split)]]
+    found = {split: [folder + name for name in names] for split, names in splits.items() if names}
+    if not found:
+        raise ValueError("it names no Parquet files.")
+    return found, sizes
+
+
+def _glob_regex(pattern: str) -> re.Pattern:
+    """A regular expression for names that a glob pattern such as data/train-* or **/*.parquet matches."""
+    wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern.removeprefix("./"))
+    return re.compile("".join(part if part[:1] == "[" else wildcards.get(part, re.escape(part)) for part in parts))

@@ -5,10 +5,10 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import datasets
 import numpy as np
 
 from common.config import ID_COLUMNS, InputError
+from common.data.table import Table
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def group_numbers(values: Iterable[str | None]) -> np.ndarray:
     return np.unique(keys, return_inverse=True)[1]
 
 
-def assign_folds(rows: datasets.Dataset, categories: list[str | None], split: Split) -> tuple[list[str], np.ndarray]:
+def assign_folds(rows: Table, categories: list[str | None], split: Split) -> tuple[list[str], np.ndarray]:
     """Assigns rows to folds, stratified by class. Rows of one group are in the same fold.
 
     Rows with the same value in the split's column form a group; a row without a value forms its own group. The folds
@@ -63,8 +63,8 @@ def assign_folds(rows: datasets.Dataset, categories: list[str | None], split: Sp
     Raises:
         InputError: the column does not exist, or there are too few groups for the number of folds.
     """
-    if split.column not in rows.column_names or split.column not in ID_COLUMNS:
-        available = [name for name in ID_COLUMNS if name in rows.column_names]
+    if split.column not in rows or split.column not in ID_COLUMNS:
+        available = [name for name in ID_COLUMNS if name in rows]
         raise InputError(f"--split-by {split.column}: no such id column. The data has {', '.join(available)}.")
     groups = group_numbers(rows[split.column])
     group_counts = {

@@ -1,6 +1,5 @@
 """Inference with a trained model on new images, decoded on all cores."""
 
-import io
 import math
 from collections.abc import Sequence
 from itertools import islice
@@ -8,13 +7,14 @@ from itertools import islice
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from common.config import DataConfig
+from common.config import DataConfig, InputError
+from common.data.boxes import convention_problem
+from common.data.crop import box_row
 from common.data.dataset import to_device
-from common.data.pixels import WORKERS, crop_with, encoded_bytes, error_reason, map_ahead, normalize
+from common.data.pixels import WORKERS, crop_with, error_reason, map_ahead, normalize, open_image
 from common.deploy.inputs import Inputs
 from common.evaluate import EVAL_BATCH
 from common.launch import use_all_cores
@@ -43,21 +43,26 @@ def classify(
     device: torch.device,
     *,
     no_box_ok: bool = False,
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Crops `inputs` as in training and computes their logits, in batches of the same size as in evaluation.
 
     Args:
         model: maps normalised images (B, 3, S, S) float32 to logits (B, C).
         inputs: N crops.
-        config: crop, margin, fit and image size of the run.
+        config: crop, margin, fit and image size of the run, and the largest photos to read.
         num_classes: C.
         device: the device that `model` is on.
         no_box_ok: use the whole image for crops without a box, which are otherwise reported as failed if the model was
             trained with `--crop`.
 
     Returns:
-        Logits (N, C) float32, NaN for crops that failed; and for each crop the reason for the failure, or "".
+        Logits (N, C) float32, NaN for crops that failed; for each crop the reason for the failure, or ""; and the
+        `common.data.crop.box_row` of each crop, (N, 7), NaN for crops without a box.
+
+    Raises:
+        InputError: the boxes are not x, y, width, height in pixels of the upright images.
     """
+    boxes = np.full((len(inputs), 7), np.nan)
     logits = np.full((len(inputs), num_classes), np.nan, np.float32)
     reasons = [""] * len(inputs)
     # On a GPU, threads decode the next batches during the forward pass. On a CPU, both would compete for cores.
@@ -69,7 +74,8 @@ def classify(
     with tqdm(total=len(inputs), unit=" images", dynamic_ncols=True, disable=None) as progress, torch.no_grad():
         for rows in batches:
             crops: list[tuple[int, np.ndarray]] = []
-            for row, result in zip(rows, islice(decoded, len(rows)), strict=True):
+            for row, (result, box) in zip(rows, islice(decoded, len(rows)), strict=True):
+                boxes[row] = box
                 if isinstance(result, str):
                     reasons[row] = result
                 else:
@@ -78,23 +84,28 @@ def classify(
                 images = to_device(torch.from_numpy(np.stack([pixels for _, pixels in crops])), device)
                 logits[[row for row, _ in crops]] = model(normalize(images)).float().cpu().numpy()
             progress.update(len(rows))
-    return logits, reasons
+    problem = convention_problem(boxes)
+    if problem:
+        raise InputError(f"{inputs.description}: {problem}")
+    return logits, reasons, boxes
 
 
 def decode_crop(
-    stored: dict, bbox: Sequence[float] | None, config: DataConfig, *, no_box_ok: bool = False
-) -> np.ndarray | str:
-    """Decodes and crops a stored image, {"bytes": ..., "path": ...}.
+    encoded: bytes | str, bbox: Sequence[float] | None, config: DataConfig, *, no_box_ok: bool = False
+) -> tuple[np.ndarray | str, np.ndarray]:
+    """Decodes and crops an encoded image: its bytes or, as text, why there is none.
 
-    Returns the crop, (3, S, S) uint8, or the reason why it cannot be made.
+    Returns the crop, (3, S, S) uint8, or the reason why it cannot be made; and its `common.data.crop.box_row`, NaN if
+    there is no box or if it is not used.
     """
+    row = np.full(7, np.nan)
     if config.crop and bbox is None and not no_box_ok:
-        return "no box"
+        return "no box", row
     try:
-        encoded = encoded_bytes(stored)
-        if not encoded:
-            return "no image" if stored.get("path") is None else "the file is empty or cannot be read"
-        crop, _ = crop_with(config, Image.open(io.BytesIO(encoded)), bbox)
-        return np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))  # as stored for training
+        image = open_image(encoded, max_megapixels=config.max_megapixels)
+        if config.crop:
+            row = box_row(bbox, image)
+        crop, _ = crop_with(config, image, bbox)
+        return np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1)), row  # as stored for training
     except Exception as error:  # PIL raises many kinds of exceptions for broken files
-        return error_reason(error)
+        return error_reason(error), row

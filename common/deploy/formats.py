@@ -1,6 +1,7 @@
 """Writes a model with built-in normalisation as an ONNX or torch.export file, and loads such files to check them."""
 
 import inspect
+import io
 import json
 import os
 import warnings
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.config import DataConfig, InputError
+from common.config import DataConfig, InputError, printable
 from common.data import crop, pixels
 from common.data.crop import PAD_COLOR
 from common.data.pixels import MEAN, STD
@@ -40,15 +41,16 @@ class RawModel(nn.Module):
         return self.model(images * self.scale + self.shift)
 
 
-def verification_images(run: FinishedRun) -> tuple[list[np.ndarray], str]:
+def verification_images(run: FinishedRun, data: str, cache: str) -> tuple[list[np.ndarray], str]:
     """Images to check an exported file with: the run's val split or, if its data is not available, random noise.
 
     Returns batches (B, 3, S, S) uint8, and a description such as "130 val rows".
     """
     try:
-        val = run.splits()[1]
+        val = run.splits(data, cache)[1]
     except InputError as error:
-        print(f"the val split is not available, so the check uses random noise instead: {error}")
+        reason = printable(str(error))
+        print(f"the val split is not available, so the check uses random noise instead: {reason}")
         size = run.config.image_size
         noise = np.random.default_rng(0).integers(0, 256, (100, 3, size, size), dtype=np.uint8)
         return [noise], "100 noise images"
@@ -200,9 +202,11 @@ def write_onnx(model: RawModel, example: torch.Tensor, metadata: dict[str, str],
 def write_pt2(model: RawModel, example: torch.Tensor, metadata: dict[str, str], path: Path) -> None:
     """Writes `model` with torch.export, for any batch size. `example` is an input, (2, 3, S, S) uint8."""
     program = torch.export.export(model, (example,), dynamic_shapes={"images": {0: BATCH}})
-    with open(path, "wb") as file, warnings.catch_warnings():  # a file object, because a path would have to end in .pt2
+    buffer = io.BytesIO()  # on a full disk, torch.export.save aborts the process; a plain write gives the reason
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about weights that share memory, which these do not
-        torch.export.save(program, file, extra_files={f"{name}.txt": text for name, text in metadata.items()})
+        torch.export.save(program, buffer, extra_files={f"{name}.txt": text for name, text in metadata.items()})
+    path.write_bytes(buffer.getbuffer())
 
 
 def read_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,6 +1,5 @@
 """The figure of `predict.py --gallery`: photos with their boxes and predictions."""
 
-import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from common.data.crop import box_problem, crop_image
-from common.data.pixels import encoded_bytes
+from common.data.pixels import open_image
 from common.deploy.inputs import Inputs
 from common.figures import save_figure
 
@@ -22,7 +21,9 @@ COLUMNS = 6
 SIDE = 320  # longer side of each photo in pixels
 
 
-def save_gallery(path: Path, inputs: Inputs, captions: Sequence[str], correct: Sequence[bool | None]) -> None:
+def save_gallery(
+    path: Path, inputs: Inputs, captions: Sequence[str], correct: Sequence[bool | None], *, max_megapixels: int
+) -> None:
     """Draws up to `MAX_PHOTOS` photos, evenly spaced in `inputs`, each with all its boxes.
 
     Args:
@@ -30,6 +31,7 @@ def save_gallery(path: Path, inputs: Inputs, captions: Sequence[str], correct: S
         inputs: N crops; those of one image are drawn on one photo.
         captions: (N,) the caption of each crop, such as "chair 91%" or an error.
         correct: (N,) whether the prediction equals the label: green if it does, red if not, blue for None (no label).
+        max_megapixels: larger photos are drawn as grey squares, like those that cannot be read.
     """
     photos: dict[int, list[int]] = {}
     for i, image in enumerate(inputs.images):
@@ -42,17 +44,24 @@ def save_gallery(path: Path, inputs: Inputs, captions: Sequence[str], correct: S
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, crops in zip(axes.flat, chosen, strict=False):
-        _draw_photo(axis, inputs, crops, captions, correct)
+    files = inputs.encoded([crops[0] for crops in chosen])
+    for axis, encoded, crops in zip(axes.flat, files, chosen, strict=False):
+        _draw_photo(axis, encoded, inputs, crops, captions, correct, max_megapixels)
     save_figure(path, figure)
 
 
 def _draw_photo(
-    axis: Axes, inputs: Inputs, crops: list[int], captions: Sequence[str], correct: Sequence[bool | None]
+    axis: Axes,
+    encoded: bytes | str,
+    inputs: Inputs,
+    crops: list[int],
+    captions: Sequence[str],
+    correct: Sequence[bool | None],
+    max_megapixels: int,
 ) -> None:
     """Draws the photo that `crops`, indices into `inputs`, belong to, with their boxes and captions."""
     try:
-        image = Image.open(io.BytesIO(encoded_bytes(inputs.stored(crops[0], crops[0] + 1)[0])))
+        image = open_image(encoded, max_megapixels=max_megapixels)
         photo, sides = crop_image(image, size=SIDE, fit="pad", fill=(255, 255, 255))
     except Exception:  # broken image: the caption states the error
         photo, sides = Image.new("RGB", (SIDE, SIDE), "lightgray"), (SIDE, SIDE)

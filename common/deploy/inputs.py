@@ -4,14 +4,14 @@ import csv
 import glob
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-
 from common.config import InputError
-from common.data.sources import IMAGE_SUFFIXES, VAL_NAMES, clean_categories, is_hub_id, read_splits, undecoded
+from common.data.image_folder import IMAGE_SUFFIXES, count_and_names, is_image, list_files
+from common.data.sources import VAL_NAMES, check_images, clean_categories, is_hub_id, read_splits
+from common.data.table import read_file
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,16 @@ class Inputs:
     images: list[int]  # number of the image that each crop is taken from
     boxes: list[Sequence[float] | None]  # x, y, width, height in pixels of the upright image
     labels: list[str | None]  # normalised categories; None if unknown
-    stored: Callable[[int, int], list[dict]]  # stored(a, b): images of crops a to b - 1, {"bytes": ..., "path": ...}
+    encoded: Callable[[Iterable[int]], Iterator[bytes | str]]  # reads the images of these crops, see `Table.images`
     description: str  # such as "130 rows of val"
+    unread: Sequence[str] = ()  # names of files in the source that are not read
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def items(self, chunk_size: int = 64) -> Iterator[tuple[dict, Sequence[float] | None]]:
-        """Yields the stored image and the box of each crop. Images are read in chunks of `chunk_size`."""
-        for first in range(0, len(self), chunk_size):
-            stored = self.stored(first, min(first + chunk_size, len(self)))
-            yield from zip(stored, self.boxes[first : first + chunk_size], strict=True)
+    def items(self) -> Iterator[tuple[bytes | str, Sequence[float] | None]]:
+        """Yields the encoded image and the box of each crop. Images are read as they are needed."""
+        return zip(self.encoded(range(len(self))), self.boxes, strict=True)
 
 
 def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = "") -> Inputs:
@@ -51,7 +50,8 @@ def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = ""
         if bbox or boxes:
             raise InputError(f"{source} is a table, whose boxes are in the column bbox: remove --bbox and --boxes.")
         return _read_table(source, split)
-    files = _image_files(source)
+    files, unread = _image_files(source)
+    folder = source if os.path.isdir(source) else None  # links must not leave it
     if split:
         raise InputError(f"--split {split} applies only to tables, and {source} is not one: remove --split.")
     if bbox and boxes:
@@ -71,47 +71,46 @@ def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = ""
         images=[i for i, _, _ in crops],
         boxes=[box for _, _, box in crops],
         labels=[None] * len(crops),
-        stored=lambda a, b: [{"bytes": None, "path": str(files[name])} for _, name, _ in crops[a:b]],
+        encoded=lambda rows: (read_file(files[crops[row][1]], folder) for row in rows),
         description=f"{len(files)} image{'s' * (len(files) != 1)}",
+        unread=unread,
     )
 
 
 def _is_table(source: str) -> bool:
     """Whether `source` has the format of training data, as opposed to plain image files.
 
-    That is a Parquet file, a folder that contains one, a folder with images only in SPLIT/CLASS/, a Hub id or "sample".
+    That is a Parquet file, a folder that contains one, a folder with images only in SPLIT/.../CLASS/, a Hub id or
+    "sample".
     """
     path = Path(source)
     if path.is_dir():
-        if any(path.rglob("*.parquet")):
-            return True
-        images = [file.relative_to(path).parts for file in _images_in(path)]
-        return bool(images) and all(len(parts) == 3 and parts[0] in ("train", *VAL_NAMES) for parts in images)
+        files, _ = list_files(path)
+        splits = [name.split("/")[0] for name in files if is_image(name) and name.count("/") > 1]
+        table = splits and len(splits) == sum(map(is_image, files)) and set(splits) <= {"train", *VAL_NAMES}
+        return table or any(name.endswith(".parquet") for name in files)
     if path.exists() or path.suffix == ".parquet":
         return path.suffix == ".parquet"
     return source == "sample" or (is_hub_id(source) and path.suffix.lower() not in IMAGE_SUFFIXES)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """Image files in `folder` and its subfolders, sorted, except hidden ones."""
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(file for file in files if not any(part[0] == "." for part in file.relative_to(folder).parts))
-
-
-def _image_files(source: str) -> dict[str, Path]:
-    """Image files by name: the path relative to `source` if that is a folder, otherwise the path as given."""
-    path = Path(source)
-    if path.is_dir():
-        files = {file.relative_to(path).as_posix(): file for file in _images_in(path)}
-    elif path.exists():
-        files = {source: path}
+def _image_files(source: str) -> tuple[dict[str, str], list[str]]:
+    """Paths of image files by name, which is relative to `source` if that is a folder; and what is not read."""
+    unread: list[str] = []
+    if os.path.isdir(source):
+        names, unread = list_files(source)
+        unread = sorted(unread + [name for name in names if not is_image(name)])
+        files = {name: os.path.join(source, name) for name in names if is_image(name)}
+    elif os.path.exists(source):
+        files = {source: source}
     else:
-        files = {name: Path(name) for name in sorted(glob.glob(source, recursive=True)) if Path(name).is_file()}
+        files = {name: name for name in sorted(glob.glob(source, recursive=True)) if not os.path.isdir(name)}
     if not files:
+        found = f" It contains {count_and_names(unread)}." if unread else ""
         raise InputError(
-            f"{source}: no images found. Use an image, a folder, a glob, a Parquet file, a Hub id or 'sample'."
+            f"{source}: no images found. Use an image, a folder, a glob, a Parquet file, a Hub id or 'sample'.{found}"
         )
-    return files
+    return files, unread
 
 
 def _read_table(source: str, split: str) -> Inputs:
@@ -125,32 +124,31 @@ def _read_table(source: str, split: str) -> Inputs:
         rows = splits.get(split)
     if rows is None:
         raise InputError(f"{source} has no split {split or 'val'}, only {', '.join(splits)}: choose one with --split.")
-    columns = rows.column_names
-    if "image" not in columns:
-        raise InputError(f"{source} has no column image; its columns are {', '.join(columns)}.")
-    if "bbox" in columns and not isinstance(rows.features["bbox"], datasets.Sequence | datasets.List):
+    if "image" not in rows:
+        raise InputError(f"{source} has no column image; its columns are {', '.join(rows.types)}.")
+    if "bbox" in rows and not rows.types["bbox"].startswith("list"):
         raise InputError(
-            f"the column bbox of {source} must contain lists of x, y, width, height; it contains "
-            f"{rows.features['bbox']}."
+            f"the column bbox of {source} must contain lists of x, y, width, height; it contains {rows.types['bbox']}."
         )
-    images = undecoded(rows.select_columns(["image"]), split).with_format("arrow")
+    check_images(rows, split)
     n = len(rows)
-    ids = list(rows["image_id"]) if "image_id" in columns else [None] * n
+    ids = rows["image_id"] if "image_id" in rows else [None] * n
     return Inputs(
         names=[f"row {i}" if name is None else str(name) for i, name in enumerate(ids)],
         images=list(range(n)),
-        boxes=list(rows["bbox"]) if "bbox" in columns else [None] * n,
-        labels=clean_categories(rows) if "category" in columns else [None] * n,
-        stored=lambda a, b: [image or {} for image in images[a:b]["image"].to_pylist()],
-        # the split is not mentioned for a single file: datasets always names it train
+        boxes=rows["bbox"] if "bbox" in rows else [None] * n,
+        labels=clean_categories(rows) if "category" in rows else [None] * n,
+        encoded=lambda chosen: rows.files.read("image", (int(rows.numbers[i]) for i in chosen)),
+        # the split is not mentioned for a single file, which is always called train
         description=f"{n} row{'s' * (n != 1)}" + f" of {split}" * (len(splits) > 1),
+        unread=rows.unread,
     )
 
 
 def _read_boxes(path: Path, names: list[str]) -> dict[str, list[list[float]]]:
     """The boxes in the CSV file `path`, by image name. Every line must belong to one of `names`."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # for file names
             reader = csv.DictReader(file)
             lines, columns = list(reader), reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:

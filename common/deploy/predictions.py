@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
+from common.config import printable
 from common.deploy.inputs import Inputs
-from common.files import atomic_path, markdown_table, write_csv
+from common.files import atomic_path, terminal_table, write_csv
 
 
 def collect(inputs: Inputs, classes: list[str], logits: np.ndarray, reasons: list[str], *, top_k: int) -> list[dict]:
@@ -71,17 +72,17 @@ def text_table(results: list[dict]) -> list[str]:
         box = ",".join(f"{v:g}" if isinstance(v, int | float) else str(v) for v in result["box"] or ())
         others = "; ".join(f"{name} {p:.2f}" for name, p in result["top"][1:])
         probability = f"{result['probability']:.2f}" if result["top"] else ""
-        name = result["image"].encode("utf-8", "backslashreplace").decode()  # file names need not be valid UTF-8
-        rows.append([name, box, result["category"] or result["error"], probability, others, result["label"] or ""])
-    return markdown_table(["image", "box", "category", "p", "next", "label"], rows)
+        category, label = result["category"] or result["error"], result["label"] or ""
+        rows.append([result["image"], box, category, probability, others, label])
+    return terminal_table(["image", "box", "category", "p", "next", "label"], rows)
 
 
 def caption(result: dict, correct: bool | None) -> str:
     """Caption of a crop in the gallery: category and probability, or the error; and the label if it differs."""
     if not result["top"]:
-        return result["error"]
-    label = f"\nlabel: {result['label']}" if correct is False else ""
-    return f"{result['category']} {result['probability']:.0%}" + label
+        return printable(result["error"])
+    label = f"\nlabel: {printable(result['label'])}" if correct is False else ""
+    return f"{printable(result['category'])} {result['probability']:.0%}" + label
 
 
 def _finite(value) -> bool:

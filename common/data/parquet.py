@@ -1,0 +1,155 @@
+"""Tables from Parquet files: which file belongs to which split, and what the files of a split have in common."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+
+from common.config import ID_COLUMNS, InputError
+from common.data.table import ParquetFiles, Table, file_problem, open_parquet, printable_name
+
+IN_MEMORY = (*ID_COLUMNS, "category", "bbox")
+IMAGES = ("image", "mask")
+KEYWORDS = {  # words in the names of files and folders, as in the library datasets
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
+
+
+def parquet_splits(names: Iterable[str]) -> dict[str, list[str]]:
+    """The Parquet files of each split, by their names relative to the data's folder, as `datasets` assigns them.
+
+    Files data/SPLIT-00000-of-00001.parquet come first. Otherwise folders named after a split count, then files named
+    after one; if there is none of these, all files are train. Other files belong to no split.
+    """
+    names = [name for name in names if not any(part.startswith("__") for part in name.split("/")[:-1])]
+    splits: dict[str, list[str]] = {}
+    for find in (_shard_splits, _folder_splits, _file_splits):
+        for name in names:
+            for split in find(name):
+                splits.setdefault(split, []).append(name)
+        if splits:
+            return {split: splits[split] for split in sorted(splits, key=[*KEYWORDS, *sorted(splits)].index)}
+    return {"train": names} if names else {}
+
+
+def _shard_splits(name: str) -> list[str]:
+    shard = SHARD.fullmatch(name)
+    return [shard[1]] if shard else []
+
+
+def _folder_splits(name: str) -> list[str]:
+    return [split for split in KEYWORDS if any(_names(split, part) for part in name.split("/")[:-1])]
+
+
+def _file_splits(name: str) -> list[str]:
+    return [split for split in KEYWORDS if _names(split, PurePosixPath(name).name)]
+
+
+def _names(split: str, text: str) -> bool:
+    return re.fullmatch(rf"(.*[-._ 0-9])?({'|'.join(KEYWORDS[split])})([-._ 0-9].*)?", text, re.DOTALL) is not None
+
+
+def read_parquet(
+    folder: Path, splits: dict[str, list[str]], *, root: Path | None, unread: list[str] | None = None
+) -> dict[str, Table]:
+    """A table for each split of {split: names of Parquet files in `folder`}.
+
+    Args:
+        folder: the folder of the files.
+        splits: the names of the files of each split.
+        root: links to files outside of this folder are refused; None accepts all links.
+        unread: names of further files, which are not read.
+
+    Raises:
+        InputError: a file cannot be read, is not in `root`, belongs to two splits or differs from the others in its
+            columns.
+    """
+    split_of: dict[str, str] = {}
+    for split, names in splits.items():
+        for name in names:
+            path = folder / name
+            problem = file_problem(str(path), str(root) if root else None)
+            if problem:
+                raise InputError(f"{path} cannot be read: {problem}.")
+            if split_of.setdefault(name, split) != split:
+                raise InputError(f"{path} would be part of {split_of[name]} and of {split}: each file needs one split.")
+    others = tuple(map(printable_name, unread or []))
+    return {split: _read_files([str(folder / name) for name in names], others) for split, names in splits.items()}
+
+
+def check_complete(folder: Path, names: list[str]) -> None:
+    """Raises an InputError if one of the files NAME-00000-of-00002.parquet, NAME-00001-of-00002.parquet is missing."""
+    for match in filter(None, (re.fullmatch(r"(.*)-\d{5}-of-(\d{5})[^/]*\.parquet", name) for name in names)):
+        series = [name for name in names if re.match(rf"{re.escape(match[1])}-\d{{5}}-of-{match[2]}", name)]
+        if len(series) < int(match[2]):
+            raise InputError(
+                f"{folder} has only {len(series)} of the {int(match[2])} files {match[1]}-*-of-{match[2]}: add the "
+                "others, or rename the files if these are all you want."
+            )
+
+
+def _read_files(paths: list[str], unread: tuple[str, ...]) -> Table:
+    tables: list[pa.Table] = []
+    types: dict[str, str] = {}
+    for path in paths:
+        with open_parquet(path) as file:
+            class_names = _class_names(file.schema_arrow)
+            file_types = {field.name: _type_name(field) for field in file.schema_arrow}
+            if class_names:
+                file_types["category"] = "class label"
+            types = types or file_types
+            for name in (*IN_MEMORY, *IMAGES):
+                if file_types.get(name) != types.get(name):
+                    raise InputError(
+                        f"{path} differs from {paths[0]}: its column {name} is {file_types.get(name, 'missing')}, not "
+                        f"{types.get(name, 'missing')}. The files of a split must have the same columns."
+                    )
+            names = [name for name in IN_MEMORY if name in file_types]
+            try:
+                table = file.read(columns=names).select(names)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{path} cannot be read: {error}") from error
+        if class_names:
+            named = _named(table["category"].to_pylist(), class_names, path)
+            table = table.set_column(names.index("category"), "category", pa.array(named, pa.string()))
+        tables.append(table.cast(tables[0].schema) if tables else table)
+    rows, files = pa.concat_tables(tables), ParquetFiles(paths)
+    return Table({name: rows[name] for name in rows.column_names}, types, files, np.arange(len(files)), unread)
+
+
+def _class_names(schema: pa.Schema) -> list[str]:
+    """The names of a ClassLabel column "category", which stores numbers; empty if it is of another type."""
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["category"]
+        return [str(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else []
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _named(numbers: list, names: list[str], path: str) -> list[str | None]:
+    """The names of class numbers; None for None and for negative numbers, which mean that there is no label."""
+    unknown = next((n for n in numbers if n is not None and not (isinstance(n, int) and n < len(names))), None)
+    if unknown is not None:
+        raise InputError(f"{path}: category {unknown} has no name; the file names {len(names)} categories.")
+    return [names[number] if number is not None and number >= 0 else None for number in numbers]
+
+
+def _type_name(field: pa.Field) -> str:
+    """A column's type in words; "image" for an image column of any type in which encoded images are stored."""
+    kind = field.type
+    if field.name in IMAGES and any(
+        is_type(kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind)
+        for is_type in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_null)
+    ):
+        return "image"
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return f"list of {kind.value_type}"
+    return "string" if pa.types.is_large_string(kind) else str(kind)

@@ -1,0 +1,193 @@
+"""Rows of one split: ids, categories and boxes in memory, images in their files until they are read."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.config import InputError
+
+
+def clean_category(name: str | None) -> str | None:
+    """Normalises a category name: 'Coffee Table' and 'coffee_table ' become 'coffee_table'. None if it is empty."""
+    missing = name is None or name != name  # None or NaN
+    return None if missing else "_".join(str(name).lower().split()) or None
+
+
+def printable_name(name: str) -> str:
+    """A file name as valid text: bytes that are not UTF-8 become \\xNN."""
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # text from metadata that is no file name
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """N rows. `"bbox" in table` says whether it has a column, and `table["bbox"]` is a list of its N values."""
+
+    columns: dict[str, pa.ChunkedArray]  # the values of all rows of `files`, except for columns of images
+    types: dict[str, str]  # the type of every column, in words; "image" for columns of images
+    files: "ParquetFiles | ImageFiles"
+    numbers: np.ndarray  # (N,) int64, rows of `files`
+    unread: tuple[str, ...] = ()  # names of files in the data's folder that are not read
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.types
+
+    def __getitem__(self, name: str) -> list:
+        return self.column(name).to_pylist()
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        return self.columns[name].take(pa.array(self.numbers))
+
+    def images(self, column: str = "image") -> Iterator[bytes | str]:
+        """Reads the encoded image of each row, one after another: its bytes or, as text, why there is none."""
+        return self.files.read(column, self.numbers.tolist())
+
+    def select(self, rows: np.ndarray | list[int]) -> "Table":
+        """The table of these rows."""
+        return replace(self, numbers=self.numbers[rows])
+
+    def keep(self, names: Iterable[str]) -> "Table":
+        """The table with only these columns, in this order, as far as they exist."""
+        kept = [name for name in names if name in self.types]
+        columns = {name: self.columns[name] for name in kept if name in self.columns}
+        return replace(self, columns=columns, types={name: self.types[name] for name in kept})
+
+    def with_column(self, name: str, values: list[str]) -> "Table":
+        """The table with a column of N strings, which replaces one of the same name."""
+        every_row = np.full(len(self.files), None, dtype=object)
+        every_row[self.numbers] = values
+        columns = self.columns | {name: pa.chunked_array([pa.array(every_row, pa.string())])}
+        return replace(self, columns=columns, types=self.types | {name: "string"})
+
+    def append(self, other: "Table") -> "Table":
+        """The rows of both tables, which must have the same columns and types."""
+        columns = {
+            name: pa.chunked_array(ours.chunks + other.columns[name].cast(ours.type).chunks, ours.type)
+            for name, ours in self.columns.items()
+        }
+        numbers = np.concatenate([self.numbers, other.numbers + len(self.files)])
+        return replace(self, columns=columns, files=self.files.append(other.files), numbers=numbers)
+
+
+class ParquetFiles:
+    """The rows of Parquet files, one file after another. Images are read from one row group at a time."""
+
+    def __init__(self, paths: list[str]):
+        self.paths = paths
+        self.groups: list[tuple[str, int]] = []  # file and number of each row group
+        sizes = []
+        for path in paths:
+            with open_parquet(path) as file:
+                self.groups += [(path, i) for i in range(file.metadata.num_row_groups)]
+                sizes += [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        self.starts = np.cumsum([0, *sizes])  # the first row of each group, and the number of all rows
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def append(self, other: Any) -> "ParquetFiles":
+        return ParquetFiles(self.paths + other.paths)
+
+    def read(self, column: str, numbers: Iterable[int]) -> Iterator[bytes | str]:
+        """Reads the images of these rows in this order. Rows in ascending order are read in one pass."""
+        group, following, stream = -1, 0, iter(())
+        for number in numbers:
+            wanted = int(np.searchsorted(self.starts, number, side="right")) - 1
+            if wanted != group or number < following:
+                group, following = wanted, int(self.starts[wanted])
+                stream = self._scan(group, column)
+            yield _image_of(next(islice(stream, number - following, None)).as_py(), column)
+            following = number + 1
+
+    def _scan(self, group: int, column: str) -> Iterator[Any]:
+        """The values of a row group, a few at a time: a row group may hold hundreds of megabytes."""
+        path, number = self.groups[group]
+        try:
+            with open_parquet(path) as file:
+                for batch in file.iter_batches(8, row_groups=[number], columns=[column], use_threads=False):
+                    yield from batch.column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Rows that are image files of their own, in a folder."""
+
+    paths: list[str]
+    folder: str  # files outside of it are not read
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def append(self, other: Any) -> "ImageFiles":
+        return ImageFiles(self.paths + other.paths, self.folder)
+
+    def read(self, column: str, numbers: Iterable[int]) -> Iterator[bytes | str]:
+        """Reads the images of these rows in this order."""
+        return (read_file(self.paths[number], self.folder) for number in numbers)
+
+
+def open_parquet(path: str) -> pq.ParquetFile:
+    """Opens a Parquet file without reading its rows. Its name need not be valid UTF-8.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:  # a buffer: a column of a row group is then read in small parts, not at once
+        return pq.ParquetFile(pa.OSFile(os.fsencode(path)), buffer_size=1 << 20, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def file_problem(path: str, folder: str | None = None) -> str | None:
+    """Why a file must not be read, in a few words: it is missing, not regular, or a link that leaves `folder`."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return "not a regular file"
+    except (OSError, ValueError) as error:
+        return f"the file cannot be read: {getattr(error, 'strerror', error)}"
+    if folder and os.path.islink(path):
+        target, folder = os.path.realpath(path), os.path.realpath(folder)
+        if os.path.commonpath([target, folder]) != folder:
+            return "a link to a file outside of the folder"
+    return None
+
+
+def read_file(path: str, folder: str | None = None) -> bytes | str:
+    """The content of a regular file or, as text, why it is not read. Anything else is never opened: it could block.
+
+    Args:
+        path: the file.
+        folder: if given, links must not leave this folder. Links to folders are not considered.
+    """
+    problem = file_problem(path, folder)
+    if problem:
+        return problem
+    try:
+        with open(path, "rb") as file:
+            return file.read() or "the file is empty"
+    except OSError as error:
+        return f"the file cannot be read: {error.strerror}"
+
+
+def _image_of(value: Any, column: str) -> bytes | str:
+    """The bytes of a stored image. A path in a table is not followed: it could name any file of this machine."""
+    path = value if isinstance(value, str) else None
+    if isinstance(value, dict):
+        value, path = value.get("bytes"), value.get("path")
+    if isinstance(value, bytes):
+        return value
+    return "the row stores a path instead of an image" if path else f"no {column}"
