@@ -41,7 +41,7 @@ def main(argv=None):
     from common.compare.summary import experiment_summary, label_candidates, seed_and_leakage_notes
     from common.figures import save_figure
     from common.files import atomic_path, check_output_folder, write_json
-    from common.run_folder import find_runs
+    from common.finished_run import find_runs
 
     out = options.out
     runs, notes = find_runs(options.runs)

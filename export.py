@@ -47,7 +47,7 @@ def main(argv=None):
         write_script,
     )
     from common.files import atomic_path, check_output
-    from common.run_folder import read_run
+    from common.finished_run import read_run
 
     path = options.output or options.run / f"model{SUFFIXES[options.to]}"
     check_output(path)

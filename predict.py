@@ -72,8 +72,8 @@ def main(argv=None):
     from common.deploy.inputs import read_inputs
     from common.deploy.predictions import caption, collect, text_table, write_predictions
     from common.files import check_output
+    from common.finished_run import read_run
     from common.metrics import scores
-    from common.run_folder import read_run
 
     for path in filter(None, (options.output, options.gallery)):
         check_output(path)
@@ -103,7 +103,7 @@ def main(argv=None):
     counts = f"{len(results)} crops, {len(results) - failed} classified, {failed} failed"
     print(f"\n{printable(inputs.description)}: {counts}")
     if inputs.unread:
-        print(f"not read: {count_and_names(inputs.unread)}")
+        print(printable(f"not read: {count_and_names(inputs.unread)}"))
     note = upper_left_note(boxes)
     if note:
         print(note)

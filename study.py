@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import psutil
 from tqdm import tqdm
 
-from common.config import VARIANTS, InputError, Interrupted, printable, run
+from common.config import KNOWN_DATA, VARIANTS, InputError, Interrupted, printable, run
 from common.files import check_output, locked_folder
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ def train_all(jobs: "list[Job]", root: Path, config_file: str) -> None:
                 seconds |= durations([job])
             bar.update()
     finished = sum((job.folder / "metrics.json").exists() for job in jobs)
-    compare = shlex.join(["python", "compare.py", str(root)])
+    own_data = [] if jobs[0].config.data in KNOWN_DATA else ["--data", jobs[0].config.data]
+    compare = shlex.join(["python", "compare.py", str(root), *own_data])
     print(printable(f"{finished} of {len(jobs)} runs finished. To compare them: {compare}"))
     if finished < len(jobs):
         raise InputError(

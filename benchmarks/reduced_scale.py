@@ -19,7 +19,7 @@ from scipy.special import softmax
 from common.data.pixels import crop_with, normalize, open_image
 from common.deploy.inputs import read_inputs
 from common.files import markdown_table
-from common.run_folder import read_run
+from common.finished_run import read_run
 
 
 def enlarge(image: Image.Image, side: int) -> bytes:

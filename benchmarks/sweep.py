@@ -28,7 +28,8 @@ from common.config import DataConfig, run
 from common.data.dataset import load_splits
 from common.data.sources import clean_categories, load_tables
 from common.files import atomic_path
-from common.run_folder import data_fingerprint, read_run
+from common.finished_run import read_run
+from common.run_folder import data_fingerprint
 from common.stats import holm
 
 BASES = {

@@ -43,7 +43,7 @@ def build_model(state: dict[str, torch.Tensor], num_classes: int) -> torch.nn.Mo
 def main(argv=None):
     config = parse(Config, argv)
     state = imagenet_weights()
-    accelerator = start(config, build_model)
+    accelerator = start(config, lambda _, num_classes: timm.create_model("efficientnet_lite0", num_classes=num_classes))
     train, val = load_splits(config)
     model = build_model(state, len(train.classes))
     groups = parameter_groups(

@@ -11,6 +11,8 @@ from types import UnionType
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 ID_COLUMNS = ("image_id", "product_id", "scene_id")  # optional columns of the data
+HUB_DATA = "Nfiniteai/product-masks-sample"
+KNOWN_DATA = ("sample", HUB_DATA)  # data that a tool reads without being told to, whoever wrote the run folder
 
 
 TYPE_NAMES: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -64,7 +66,7 @@ class DataConfig:
     """Data options: which rows are read, and how they are turned into square images."""
 
     data: str = option(
-        "Nfiniteai/product-masks-sample",
+        HUB_DATA,
         "'sample', a Hub id, a folder of Parquet files or an image folder",
         group="data",
     )

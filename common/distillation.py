@@ -8,7 +8,8 @@ from torch import nn
 
 from common.config import InputError, TrainConfig, flag_of
 from common.data.dataset import ClassificationDataset
-from common.run_folder import data_fingerprint, read_run
+from common.finished_run import read_run
+from common.run_folder import data_fingerprint
 
 TEMPERATURE = 2.0  # divides the logits of teacher and student
 TEACHER_WEIGHT = 0.5  # weight of the teacher term in the loss; the label term has the remaining weight

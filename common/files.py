@@ -13,6 +13,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,15 @@ def _has_key(path: Path, key: str) -> bool:
 
 # Locked folders ------------------------------------------------------------------------------------------------------
 
-_locks: dict[Path, tuple[filelock.BaseFileLock, list[Path]]] = {}  # of this process, with the folders it created
+
+@dataclass(frozen=True)
+class _Lock:
+    lock: filelock.BaseFileLock
+    owner: str  # content of the lock file: process, machine, and a number of this lock
+    created: list[Path]  # the folder and its parents, as far as they were created for this lock
+
+
+_locks: dict[Path, _Lock] = {}  # of this process, by folder
 
 
 def lock_folder(folder: Path) -> None:
@@ -130,12 +139,13 @@ def lock_folder(folder: Path) -> None:
     if folder.resolve() in _locks:
         return
     lock, created = filelock.FileLock(folder / LOCK), []
+    owner = f"{os.getpid()}\n{platform.node()}\n{uuid.uuid4().hex}\n"
     try:
         created = [path for path in [folder, *folder.parents] if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-        if isinstance(lock, filelock.UnixFileLock):  # the others write this themselves, or nobody can read it
-            (folder / LOCK).write_text(f"{os.getpid()}\n{platform.node()}\n", encoding="utf-8")
+        if isinstance(lock, filelock.UnixFileLock):  # the others write something like this, or nobody can read it
+            (folder / LOCK).write_text(owner, encoding="utf-8")
     except filelock.Timeout:
         raise InputError(f"{folder} is in use by {_holder(folder)}: wait until that has ended, or stop it.") from None
     except OSError as error:
@@ -143,7 +153,7 @@ def lock_folder(folder: Path) -> None:
             _remove_empty(created)
             raise InputError(f"cannot write to the folder {folder}: {error.strerror}. Choose another --out.") from error
         print(f"note: {printable(str(folder))} cannot be locked: do not use it for two runs at once", file=sys.stderr)
-    _locks[folder.resolve()] = lock, created
+    _locks[folder.resolve()] = _Lock(lock, owner, created)
 
 
 def _holder(folder: Path) -> str:
@@ -155,15 +165,29 @@ def _holder(folder: Path) -> str:
         return "another process"
 
 
+def check_lock(folder: Path) -> None:
+    """Raises InputError if a folder that this process has locked was deleted since: another process may use it now."""
+    held = _locks.get(folder.resolve())
+    if not held or not isinstance(held.lock, filelock.UnixFileLock) or not held.lock.is_locked:
+        return
+    try:
+        owner = (folder / LOCK).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        owner = ""
+    if owner != held.owner:
+        raise InputError(f"{folder} was deleted while it was in use: nothing more is written to it.")
+
+
 def unlock_folder(folder: Path) -> None:
     """Releases the lock of `lock_folder`, and removes the folders that it created if they are still empty."""
     if folder.resolve() not in _locks:
         return
-    lock, created = _locks.pop(folder.resolve())
-    with suppress(OSError):  # while it is locked: who waits for the old file notices, and looks for a new one
-        (folder / LOCK).unlink()
-    lock.release()
-    _remove_empty(created)
+    with suppress(OSError, InputError):
+        check_lock(folder)
+        (folder / LOCK).unlink()  # while it is locked: who waits for this file notices, and looks for a new one
+    held = _locks.pop(folder.resolve())
+    held.lock.release()
+    _remove_empty(held.created)
 
 
 @contextmanager

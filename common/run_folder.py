@@ -1,4 +1,4 @@
-"""The run folder: its location, files and fields. All code that reads or writes a run folder is here.
+"""The run folder: its location, files and fields, and how a run writes them. `common.finished_run` reads them.
 
 run.json            RunInfo: options, data, versions, device, speed
 data_report.json    the audit of the data (`common.data.audit`); bad_rows.csv lists the rows that were left out
@@ -19,7 +19,6 @@ import io
 import json
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -27,11 +26,10 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property, wraps
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -45,17 +43,17 @@ from torchinfo import summary
 from tqdm import tqdm
 
 from common import provenance
-from common.config import ID_COLUMNS, DataConfig, InputError, TrainConfig, differences, fits, identity, printable
+from common.config import ID_COLUMNS, KNOWN_DATA, InputError, TrainConfig, differences, identity, printable
 from common.data.audit import audit, describe, findings
-from common.data.dataset import ClassificationDataset, load_splits
+from common.data.dataset import ClassificationDataset
 from common.figures import confusion, curves, mistakes, save_figure
-from common.files import LOCK, atomic_path, csv_text, lock_folder, unlock_folder, write_csv, write_json
-from common.metrics import epoch_line, row_losses, scores, scores_of_predictions
+from common.files import LOCK, atomic_path, check_lock, lock_folder, unlock_folder, write_csv, write_json
+from common.metrics import epoch_line, row_losses, scores
 from common.model_card import model_card, score_intervals
-from common.provenance import REFERENCE, changed_files, code_hashes, code_key, reference_problem, write_reference
+from common.provenance import REFERENCE, changed_files, code_hashes, write_reference
 from common.stats import format_score
 
-PACKAGES = ("torch", "torchvision", "accelerate", "datasets", "scikit-learn", "timm", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "accelerate", "scikit-learn", "timm", "numpy", "pillow", "pyarrow")
 IDS = [*ID_COLUMNS, "label"]  # columns of predictions.csv that are the same for every model
 PREDICTED = ["prediction", "probability", "loss"]  # columns that differ between models
 
@@ -237,11 +235,17 @@ class Stopwatch:
 
 
 def main_process_only(method: Callable) -> Callable:
-    """Decorates methods of `RunFolder` that only the main process executes; in other processes they return None."""
+    """Decorates methods of `RunFolder` that only the main process executes; in other processes they return None.
+
+    They write, so they raise InputError if the folder was deleted and may be that of another run now.
+    """
 
     @wraps(method)
     def wrapper(self, *args, **kwargs):
-        return method(self, *args, **kwargs) if self.is_main else None
+        if not self.is_main:
+            return None
+        check_lock(self.path)
+        return method(self, *args, **kwargs)
 
     return wrapper
 
@@ -420,7 +424,8 @@ class RunFolder:
             predict, compare = (
                 shlex.quote(os.path.relpath(provenance.PROJECT / name)) for name in ("predict.py", "compare.py")
             )
-            lines += [f"next:     {python} {predict} {run} {data}", f"          {python} {compare} {run}"]
+            own = "" if self.config.data in KNOWN_DATA else f" --data {data}"
+            lines += [f"next:     {python} {predict} {run} {data}", f"          {python} {compare} {run}{own}"]
         return [printable(line) for line in lines]
 
 
@@ -437,233 +442,3 @@ def predictions(val: ClassificationDataset, logits: np.ndarray) -> pd.DataFrame:
             "loss": row_losses(labels, logits),
         }
     )
-
-
-# Reading -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """The contents of a run folder."""
-
-    folder: Path
-    info: RunInfo  # run.json
-    report: dict  # data_report.json
-    rows: pd.DataFrame  # predictions.csv
-
-    @property
-    def script(self) -> Path:
-        """The copy of the script in the run folder, which is compared with others, but never executed."""
-        return self.folder / f"{self.info.script}.py"
-
-    @cached_property
-    def code_key(self) -> str:
-        """`common.provenance.code_key` of the script; "" if an older version wrote the run and did not record it."""
-        return code_key(self.script.read_bytes()) if self.info.code else ""
-
-    def _module(self) -> ModuleType:
-        """The script of the run, from the project folder only, as a run folder may come from an untrusted source."""
-        if not (provenance.PROJECT / self.script.name).exists():
-            raise InputError(f"{self.folder} was written by {self.script.name}, which is not in {provenance.PROJECT}.")
-        return importlib.import_module(self.info.script)
-
-    @property
-    def config(self) -> TrainConfig:
-        """The options of the run, but without pretrained weights, as the trained weights are in the folder."""
-        options = dict(self.info.config)
-        options |= {"weights": "none"} if "weights" in options else {}
-        try:
-            return self._module().Config(**options)
-        except TypeError as error:
-            raise InputError(f"{self.folder} was written by another version of {self.script.name}: {error}") from error
-
-    def model(self) -> nn.Module:
-        """The trained model, on the CPU, in evaluation mode.
-
-        It is built by today's script and returned only if it reproduces the outputs that are stored in the folder.
-
-        Raises:
-            InputError: it does not; or the weights are damaged, of another model, or not those that the run wrote.
-        """
-        if not self.info.weights:
-            raise InputError(
-                f"{self.folder} has no outputs to check its model with, because an older version wrote it: use the "
-                f"code of commit {self.info.commit or 'unknown'}, or train the run again."
-            )
-        path = self.folder / "model.safetensors"
-        try:
-            with open(path, "rb") as file:
-                unchanged = hashlib.file_digest(file, "sha256").hexdigest() == self.info.weights
-        except OSError as error:
-            raise InputError(f"the weights in {self.folder} cannot be read: {error.strerror}.") from error
-        if not unchanged:
-            raise InputError(
-                f"{path} is not the file that the run wrote: it is damaged or was replaced. Restore it, or train the "
-                "run again."
-            )
-        build, config = self._module().build_model, self.config
-        with torch.device("meta"):  # no memory: run.json may describe a model of any size
-            expected = _shapes(build(config, len(self.info.classes)).state_dict())
-        state = safetensors.torch.load_file(path)
-        wrong = sorted(name for name, _ in expected.items() ^ _shapes(state).items())
-        problem: str | None
-        if wrong:
-            problem = f"{wrong[0]} is missing, or has another shape or dtype"
-        else:
-            model = build(config, len(self.info.classes))
-            model.load_state_dict(state)
-            problem = reference_problem(self.folder / REFERENCE, config, model)
-        if problem:
-            raise InputError(
-                f"{self.folder}: {self.script.name} builds another model today: {problem}. {self._cause()}"
-            )
-        return model.eval()
-
-    def _cause(self) -> str:
-        """What has changed since the run was made, and what to do about it."""
-        files = changed_files(self.info.code, code_hashes(provenance.PROJECT / self.script.name))
-        packages = [name for name, version in self.info.versions.items() if package_versions().get(name) != version]
-        if files:
-            commit = self.info.commit or "unknown"
-            return f"Changed since commit {commit}: {', '.join(files)}. Use the code of that commit."
-        if packages:
-            old = ", ".join(f"{name} {self.info.versions[name]}" for name in packages)
-            return f"The code is the same, but the run used {old}: install that."
-        return "The code and the packages are the same, so the run folder was changed: restore it."
-
-    def splits(
-        self, data: str = "", cache: str = DataConfig.cache
-    ) -> tuple[ClassificationDataset, ClassificationDataset]:
-        """The train and val splits of the run.
-
-        Args:
-            data: where the data is now. The run folder may come from anywhere, so it does not decide what is read: ""
-                stands for the run's data only if that is the bundled sample or the default data set.
-            cache: folder for decoded pixels.
-
-        Raises:
-            InputError: `data` is needed, or the data is missing or has changed.
-        """
-        config = self.config
-        if not data and config.data not in ("sample", DataConfig.data):
-            raise InputError(
-                f"{self.folder} was trained on {config.data}: add --data {shlex.quote(config.data)} to read it."
-            )
-        limit = DataConfig.max_megapixels  # like `cache`, not up to the run folder
-        config = replace(config, data=data or config.data, cache=cache, max_megapixels=limit)
-        train, val = load_splits(config)
-        if data_fingerprint(train, val) != self.info.data_fingerprint:
-            raise InputError(f"--data {config.data} is not the data that {self.folder} was trained on, or has changed.")
-        return train, val
-
-
-def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
-
-
-def read_run(folder: Path) -> FinishedRun:
-    """The finished run in `folder`; InputError if there is none, or if a file is missing, damaged or inconsistent."""
-    if not (folder / "metrics.json").exists():
-        state = "an unfinished run" if (folder / "run.json").exists() else "no run"
-        raise InputError(f"{folder} holds {state}: give run folders, or folders that contain run folders.")
-    try:
-        info, report, metrics, labels = (
-            json.loads(_read(folder / name)) for name in ("run.json", "data_report.json", "metrics.json", "labels.json")
-        )
-        problem = _problem(info, report)
-        if not problem:
-            known = {f.name for f in fields(RunInfo)}
-            info = RunInfo(**{name: value for name, value in info.items() if name in known})
-            table = io.BytesIO(_read(folder / "predictions.csv"))
-            rows = pd.read_csv(table, dtype=str, na_filter=False, encoding_errors="surrogateescape")
-            if not {*IDS, *PREDICTED} <= {*rows.columns}:
-                raise ValueError(f"predictions.csv must have the columns {', '.join([*IDS, *PREDICTED])}")
-            rows = rows[[*IDS, *PREDICTED]].map(csv_text).astype({"probability": float, "loss": float})
-            problem = _contradiction(info, rows, metrics, labels)
-            script = folder / f"{info.script}.py"
-            if not problem and info.code and hashlib.sha256(_read(script)).hexdigest() != info.code.get(script.name):
-                problem = f"{script.name} is not the script of the run"
-    except KeyError as error:
-        problem = f"{error} is missing"
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        problem = str(error)
-    if problem:
-        raise InputError(f"{folder} is not a complete run folder: {problem}.")
-    return FinishedRun(folder, info, report, rows)
-
-
-def _read(path: Path) -> bytes:
-    """The content of a regular file."""
-    if not path.is_file():  # opening a FIFO would wait forever
-        raise ValueError(f"{path.name} is missing" if not path.exists() else f"{path.name} is not a regular file")
-    return path.read_bytes()
-
-
-def _problem(info: dict, report: dict) -> str | None:
-    """What is missing or has another type in run.json or data_report.json, or None."""
-    for f in fields(RunInfo):
-        if f.name in info and not fits(info[f.name], f.type):
-            return f"{f.name} in run.json is {str(info[f.name])[:60]!r}"
-    config = ("seed", "crop", "augment", "split_by", "recipe")
-    missing = [name for name in config if name not in info["config"]]
-    missing += [name for name in ("majority", "products") if name not in report]
-    missing += [name for name in ("images_per_second", "seconds") if info.get(name) is None]
-    if missing:
-        return f"{', '.join(sorted(missing))} missing"
-    if not re.fullmatch(r"train_\w+", info["script"], re.ASCII):
-        return f"{info['script']} is not a training script"
-    if info["classes"] != sorted(set(info["classes"])):
-        return "the classes are not sorted or not unique"
-    products = report["products"]
-    if report["majority"] not in info["classes"] or not (products is None or fits(products["shared"], list[str])):
-        return "data_report.json does not fit run.json"
-    return None
-
-
-def _contradiction(info: RunInfo, rows: pd.DataFrame, metrics: dict, labels: list) -> str | None:
-    """How the files of a run contradict each other, or None."""
-    if labels != info.classes:
-        return "labels.json and run.json have different classes"
-    if len(rows) != info.rows["val"] or not len(rows):
-        return f"{len(rows)} predictions for {info.rows['val']} val rows"
-    unknown = sorted({*rows["label"], *rows["prediction"]} - {*labels})
-    if unknown:
-        return f"predictions.csv has the category {unknown[0]!r}, which is not in labels.json"
-    if not (rows["probability"].between(0, 1).all() and rows["loss"].between(0, np.inf, inclusive="left").all()):
-        return "invalid probability or loss"
-    actual = scores_of_predictions(rows["label"].to_numpy(), rows["prediction"].to_numpy())
-    actual |= {"n": len(rows), "loss": rows["loss"].mean()}
-    for name, value in actual.items():
-        if not abs(metrics[name] - value) <= 1e-9 * max(1, value):
-            return f"{name} is {metrics[name]} in metrics.json, but {value} in predictions.csv"
-    return None
-
-
-def find_runs(folders: Sequence[str]) -> tuple[list[FinishedRun], list[str]]:
-    """The finished runs in `folders`, each a run folder or a folder of run folders.
-
-    Returns:
-        The runs, and a sentence for each folder within one of `folders` that holds an unfinished or damaged run.
-
-    Raises:
-        InputError: one of `folders` is not a complete run folder and does not contain one.
-    """
-    runs: dict[Path, FinishedRun] = {}
-    notes = []
-    for folder in map(Path, folders):
-        if (folder / "run.json").exists() or not folder.is_dir():
-            runs[folder] = read_run(folder)
-            continue
-        found = {}
-        for path in sorted(file.parent for file in folder.glob("*/run.json")):
-            if not (path / "metrics.json").exists():
-                notes.append(f"left out: {path} is not finished")
-                continue
-            try:
-                found[path] = read_run(path)
-            except InputError as error:
-                notes.append(f"left out: {str(error).removesuffix('.')}")
-        if not found:
-            raise InputError(f"{folder} holds no finished run." + "".join(f" {note}." for note in notes[:1]))
-        runs |= found
-    return list(runs.values()), notes

@@ -35,8 +35,9 @@ from common.compare.summary import (
 from common.config import InputError, parse
 from common.data.crop import PAD_COLOR
 from common.figures import confusion_side, draw_confusion, save_figure
+from common.finished_run import find_runs, read_run
 from common.metrics import METRICS, calibration_error, scores_of_predictions
-from common.run_folder import IDS, PREDICTED, find_runs, read_run
+from common.run_folder import IDS, PREDICTED
 from tests import helpers
 from tests.helpers import SAMPLE, edit_json, read_json
 

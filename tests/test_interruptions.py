@@ -260,6 +260,22 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path, cache):
     assert main(SCRIPT, argv) and not (tmp_path / "run" / LOCK).exists()
 
 
+def test_a_run_whose_folder_was_deleted_does_not_write_to_the_next_one(options, monkeypatch, tmp_path):
+    folder, train_step = tmp_path / "out", common.train.train_step
+
+    def delete_folder(*args):
+        *_, steps_done, _ = args
+        if steps_done == 4:
+            shutil.rmtree(folder)
+            folder.mkdir()
+            (folder / LOCK).write_text("1\nanother\nrun\n")
+        return train_step(*args)
+
+    monkeypatch.setattr(common.train, "train_step", delete_folder)
+    assert f"{folder} was deleted while it was in use" in error_message(SCRIPT, options(SCRIPT))
+    assert [path.read_text() for path in folder.iterdir()] == ["1\nanother\nrun\n"]
+
+
 def test_a_run_that_fails_leaves_no_empty_folder(options, tmp_path):
     assert "--batch-size 64" in error_message(SCRIPT, options(SCRIPT, "a/b", "--batch-size 64"))
     assert list(tmp_path.iterdir()) == []

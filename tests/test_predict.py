@@ -26,8 +26,8 @@ from common.deploy import formats
 from common.deploy.classify import decode_crop
 from common.deploy.inputs import read_inputs
 from common.files import RUN_FILES
+from common.finished_run import read_run
 from common.metrics import METRICS
-from common.run_folder import read_run
 from tests.helpers import READABLE, SAMPLE, SCRIPTS, UNREADABLE, edit_json, encode, launch, photo, read_json
 
 VAL = str(SAMPLE / "val-00000-of-00001.parquet")

@@ -238,7 +238,10 @@ for size in (2**25, 2**24):
     assert second < first / 10, f"page faults for 128 MB and then for 64 MB: {first} and {second}"
 
 
-PRINT_THREADS = "import torch; from common.launch import use_all_cores; use_all_cores(); print(torch.get_num_threads())"
+PRINT_THREADS = (
+    "import torch; from common.launch import use_all_cores; use_all_cores(); "
+    "sys.stdout.write(f'{torch.get_num_threads()}\\n')"  # in one piece, as two processes write
+)
 LAUNCHERS = {
     "accelerate": ["accelerate", "launch", "-q", "--config_file", "accelerate_config.yaml"],
     "accelerate -m": [

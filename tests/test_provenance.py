@@ -24,9 +24,10 @@ from common.compare.grid import Job, is_finished
 from common.config import InputError, Interrupted, fits
 from common.data.dataset import load_splits
 from common.distillation import load_teacher
+from common.finished_run import read_run
 from common.launch import check_model
 from common.provenance import code_key
-from common.run_folder import RunInfo, read_run
+from common.run_folder import RunInfo
 from tests.helpers import SAMPLE, SCRIPTS, config_of, edit_json, exit_code, fork, read_json, read_weights, signal_at
 
 SCRIPT = "train_custom_cnn"

@@ -188,20 +188,21 @@ def test_a_run_that_fails_does_not_stop_the_others(start_study, capsys):
 
 
 def test_a_finished_run_that_is_deleted_meanwhile(start_study, monkeypatch, tmp_path, capsys):
-    """The study goes on, and says that the run is missing. The same command trains it again."""
+    """The study goes on, and says which runs are missing. The same command trains them again."""
     line = f"{SHORT} --models custom_cnn --variants full --seeds"
     start_study(f"{line} 1")
     main = helpers.main
 
     def delete_and_train(script, argv):
-        shutil.rmtree(tmp_path / "study" / "train_custom_cnn-full-s0")
-        return main(script, argv)
+        shutil.rmtree(tmp_path / "study" / "train_custom_cnn-full-s0", ignore_errors=True)
+        if main(script, argv).name == "train_custom_cnn-full-s1":
+            shutil.rmtree(tmp_path / "study" / "train_custom_cnn-full-s1")
 
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="1 of 2 runs failed or were deleted"):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="2 of 3 runs failed or were deleted"):
         patch.setattr(helpers, "main", delete_and_train)
-        start_study(f"{line} 2")
-    assert "1 of 2 runs finished" in capsys.readouterr().out
-    assert start_study(f"{line} 2") == ["train_custom_cnn-full-s0"]
+        start_study(f"{line} 3")
+    assert "1 of 3 runs finished" in capsys.readouterr().out
+    assert start_study(f"{line} 3") == ["train_custom_cnn-full-s0", "train_custom_cnn-full-s1"]
 
 
 # Real launches -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import train_custom_vit
 from common.config import InputError, Interrupted
 from common.data.dataset import load_splits
 from common.distillation import TEACHER_WEIGHT, TEMPERATURE, distilled, load_teacher
-from common.run_folder import read_run
+from common.finished_run import read_run
 from tests.helpers import edit_json, logits_of
 
 SMALL = "--data sample --limit 48 --image-size 32 --epochs 2 --crop"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 
 import pandas as pd
@@ -18,8 +19,8 @@ import compare
 import predict
 from common.config import InputError, Interrupted, parse, printable, run
 from common.files import csv_text, markdown_table, markdown_text, write_csv
-from common.run_folder import read_run
-from tests.helpers import ROOT, SCRIPTS, SMALL, launch, main, read_json
+from common.finished_run import read_run
+from tests.helpers import ROOT, SAMPLE, SCRIPTS, SMALL, launch, main, read_json
 from train_custom_cnn import Config
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -218,9 +219,12 @@ def test_the_first_line_comes_before_torch(more, rank):
     assert (first[0] < torch and len(first) == 1) if (more, rank) == ("--margin -1", "0") else not first
 
 
-def test_a_run_ends_with_its_score_and_commands_that_work(options, empty_figures, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("data", ["sample", "its own"])
+def test_a_run_ends_with_its_score_and_commands_that_work(data, options, empty_figures, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = main("train_custom_cnn", [*options("train_custom_cnn"), "--crop", "--out", "with space/it's"])
+    shutil.copytree(SAMPLE, "its own")
+    argv = [*options("train_custom_cnn"), "--crop", "--out", "with space/it's", "--data", data]
+    folder = main("train_custom_cnn", argv)
     finished, results, following, last = capsys.readouterr().out.splitlines()[-4:]
     metrics, card = read_json(folder, "metrics.json"), (folder / "README.md").read_text("utf-8")
     score = re.search(r"\| accuracy +\| (0\.\d+ \[.*?\]) +\|", card)[1]
@@ -231,6 +235,7 @@ def test_a_run_ends_with_its_score_and_commands_that_work(options, empty_figures
         python, path, *argv = shlex.split(line)
         assert os.path.realpath(path) == script.__file__ and "python" in python
         assert script.main(argv), "as pasted"
+    assert "add --data" not in capsys.readouterr().out, "compare.py reads the data for its baseline"
 
 
 def test_the_help_of_summary_says_that_training_follows(capsys):

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from common.config import VARIANTS, InputError, identity, variant_of
+from common.finished_run import FinishedRun
 from common.provenance import changed_files
-from common.run_folder import IDS, FinishedRun
+from common.run_folder import IDS
 
 
 @dataclass

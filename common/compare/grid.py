@@ -11,8 +11,9 @@ from accelerate import PartialState
 
 from common.config import VARIANTS, InputError, TrainConfig, differences, flag_of, parse
 from common.data.dataset import load_splits
+from common.finished_run import read_run
 from common.provenance import code_key
-from common.run_folder import data_fingerprint, read_run, script_file
+from common.run_folder import data_fingerprint, script_file
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from common.data.masks import load_masks
 from common.evaluate import evaluate
 from common.figures import save_figure
 from common.files import check_output_folder, terminal_table, write_json
-from common.run_folder import IDS, FinishedRun
+from common.finished_run import FinishedRun
+from common.run_folder import IDS
 from common.stats import format_difference, format_share
 
 VIEWS = ("as trained", "product alone", "background alone", "outline alone")
@@ -37,7 +38,9 @@ def check_shortcuts(runs: Sequence[FinishedRun], out: Path, **source: str) -> li
     Returns:
         The content of shortcuts.json.
     """
-    figures = ["shortcuts-" + "-".join(run.folder.resolve().parts[-2:]) + ".png" for run in runs]
+    names = ["-".join(run.folder.resolve().parts[-2:]) for run in runs]
+    repeats = [f"-{names[:i].count(name) + 1}" * (name in names[:i]) for i, name in enumerate(names)]
+    figures = [f"shortcuts-{name}{repeat}.png" for name, repeat in zip(names, repeats, strict=True)]
     check_output_folder(out, ["shortcuts.json", *figures], key="product_against_background")
     results, figure_of, rows = [], {}, []
     for run, name in zip(runs, figures, strict=True):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from common.compare.questions import ScoredExperiment
+from common.finished_run import FinishedRun
 from common.metrics import calibration_error
-from common.run_folder import FinishedRun
 from common.stats import wilson
 
 

@@ -17,8 +17,8 @@ from common.data.dataset import to_device
 from common.data.pixels import WORKERS, crop_with, error_reason, map_ahead, normalize, open_image
 from common.deploy.inputs import Inputs
 from common.evaluate import EVAL_BATCH
+from common.finished_run import FinishedRun
 from common.launch import use_all_cores
-from common.run_folder import FinishedRun
 
 
 def load_model(run: FinishedRun) -> tuple[nn.Module, torch.device]:

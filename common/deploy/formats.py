@@ -19,7 +19,7 @@ from common.data.crop import PAD_COLOR
 from common.data.pixels import MEAN, STD
 from common.evaluate import EVAL_BATCH
 from common.files import atomic_path
-from common.run_folder import FinishedRun
+from common.finished_run import FinishedRun
 
 BATCH = torch.export.Dim("n", max=2**31)  # without a bound, torch 2.6 and 2.7 cannot export timm's ViTs
 
