@@ -6,7 +6,7 @@ python audit.py --data sample --crop --split-by product_id --out report.json
 
 from dataclasses import dataclass
 
-from common.config import DataConfig, option, parse, printable, run
+from common.config import DataConfig, InputError, option, parse, printable, run
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,12 @@ def main(argv=None):
     # Imported here because these take seconds, and --help should be fast.
     from common.data.audit import audit, describe
     from common.data.dataset import load_splits
-    from common.files import check_output, write_json
+    from common.files import check_output, has_fields, write_json
 
-    check_output(config.out)
+    if not config.out.endswith(".json"):
+        raise InputError(f"--out {config.out}: the file name must end in .json.")
+    fields = {"rows": dict, "classes": dict, "duplicates": dict, "near_duplicates": dict}
+    check_output(config.out, lambda path: has_fields(path, **fields))
     train, val = load_splits(config)
     report = audit(train, val)
     print(describe(train, val, report))

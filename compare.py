@@ -48,7 +48,7 @@ def main(argv=None):
     if options.shortcuts:
         return check_shortcuts(runs, out, data=options.data, cache=options.cache)
 
-    check_output_folder(out, FILES, key="questions")
+    check_output_folder(out, FILES, questions=list, experiments=list)
     runs, left_out = comparable(runs)
     notes += left_out + code_notes(runs)
     experiments = group_runs(runs)

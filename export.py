@@ -40,6 +40,7 @@ def main(argv=None):
     from common.deploy.formats import (
         FORMATS,
         RawModel,
+        is_export,
         metadata,
         script_path,
         verification_images,
@@ -50,27 +51,27 @@ def main(argv=None):
     from common.finished_run import read_run
 
     path = options.output or options.run / f"model{SUFFIXES[options.to]}"
-    check_output(path)
+    check_output(path, is_export)
     finished = read_run(options.run)
     write, read = FORMATS[options.to]
     script = script_path(path) if options.to == "onnx" else None
     pixels, checked = verification_images(finished, options.data, options.cache)
+    on_val = checked.endswith("val rows")
     model = RawModel(finished.model()).eval()
     with atomic_path(path) as partial, without_fused_attention():
         example = torch.zeros(2, *pixels[0].shape[1:], dtype=torch.uint8)  # N = 1 would be exported as a constant
+        with torch.no_grad():
+            expected = np.concatenate([model(torch.from_numpy(batch)).numpy() for batch in pixels])
+        agree = finished.check_predictions(expected.argmax(1)) if on_val else 0
         write(model, example, metadata(finished), partial)
         exported = read(partial)
         actual = np.concatenate([exported(batch) for batch in pixels])
-        with torch.no_grad():
-            expected = np.concatenate([model(torch.from_numpy(batch)).numpy() for batch in pixels])
         differ = int((actual.argmax(1) != expected.argmax(1)).sum())
         if differ:
             raise InputError(f"{path} was not written: it disagrees with PyTorch on {differ} of {checked}.")
     print(f"{checked}: same predictions as PyTorch, logits differ by at most {abs(actual - expected).max():.1e}")
-    if len(actual) == len(finished.rows):
-        names = np.array(finished.info.classes)[actual.argmax(1)]
-        same = int((names == finished.rows["prediction"].to_numpy()).sum())
-        print(f"{same} of {len(actual)} predictions match predictions.csv")
+    if on_val:
+        print(f"{agree} of {len(actual)} predictions match predictions.csv")
     print(f"written: {printable(str(path))} ({path.stat().st_size / 1e6:.1f} MB)")
     if script:
         write_script(script)

@@ -10,8 +10,6 @@ others are classified.
 """
 
 import argparse
-import glob
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,15 +49,6 @@ def read_options(argv=None) -> argparse.Namespace:
     return options
 
 
-def input_files(options: argparse.Namespace) -> Iterator[Path]:
-    """The files that the source and the boxes are read from, under whatever name."""
-    yield from map(Path, filter(None, (options.source, options.boxes)))
-    yield from map(Path, glob.glob(options.source, recursive=True))
-    for file in Path(options.source).rglob("*"):  # empty unless it is a folder
-        if file.stem == "metadata" or file.suffix.lower() not in (".csv", ".jsonl"):  # results may be kept beside
-            yield file
-
-
 def main(argv=None):
     options = read_options(argv)
     # Imported here because these take seconds, and --help should be fast.
@@ -68,17 +57,17 @@ def main(argv=None):
     from common.data.boxes import upper_left_note
     from common.data.image_folder import count_and_names
     from common.deploy.classify import classify, load_model
-    from common.deploy.gallery import save_gallery
+    from common.deploy.gallery import is_gallery, save_gallery
     from common.deploy.inputs import read_inputs
-    from common.deploy.predictions import caption, collect, text_table, write_predictions
+    from common.deploy.predictions import caption, collect, has_predictions, text_table, write_predictions
     from common.files import check_output
     from common.finished_run import read_run
     from common.metrics import scores
 
-    for path in filter(None, (options.output, options.gallery)):
-        check_output(path)
-        if path.exists() and any(file.exists() and path.samefile(file) for file in input_files(options)):
-            raise InputError(f"{path} is one of the input files, which are never replaced: choose another name.")
+    if options.output:
+        check_output(options.output, has_predictions)
+    if options.gallery:
+        check_output(options.gallery, is_gallery)
     trained = read_run(options.run)
     config, classes = replace(trained.config, max_megapixels=options.max_megapixels), trained.info.classes
     inputs = read_inputs(options.source, bbox=options.bbox, boxes=options.boxes, split=options.split)

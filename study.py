@@ -90,7 +90,7 @@ def execute(job: "Job", config_file: str) -> bool:
     script = Path(__file__).with_name(f"{job.script}.py")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config_file]
     output = job.folder.parent / "output" / f"{job.folder.name}.txt"
-    check_output(output)
+    check_output(output, lambda path: True)  # is appended to
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(output, "ab") as file:
         before = file.tell()

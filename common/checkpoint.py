@@ -63,8 +63,33 @@ def load_checkpoint(
     state = folder.read_checkpoint()
     if state is None:
         return 0
-    if not {"identity", "step", "losses", "seconds", "script", "origin"} <= state.keys():
-        raise InputError(f"the checkpoint in {folder.path} has a different format: delete the folder to start over.")
+    try:
+        _check_origin(state, folder)
+        unwrapped(accelerator, model).load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        step = state["step"]
+        if not 0 <= step <= len(losses) or len(state["losses"]) != step:
+            raise ValueError(f"step {step}")
+        losses[:step] = state["losses"]
+        folder.clock.total, folder.clock.training = (
+            float(state["seconds"]["total"]),
+            float(state["seconds"]["training"]),
+        )
+        folder.continue_run(step, state["origin"])
+    except InputError:
+        raise
+    except Exception as error:  # a checkpoint of other code may lack anything
+        raise InputError(
+            f"the checkpoint in {folder.path} does not fit the model, the optimizer or the plan: the code has changed "
+            "since. Use the old code, or choose another --out."
+        ) from error
+    return step
+
+
+def _check_origin(state: dict, folder: RunFolder) -> None:
+    """Raises an InputError if a checkpoint was saved by another script or by a run with another identity."""
     if code_key(state["script"]) != code_key(folder.script):
         raise InputError(
             f"{folder.path} was started by another version of the script: continue it with the copy in that folder, or "
@@ -79,17 +104,3 @@ def load_checkpoint(
         raise InputError(
             f"{folder.path} holds another run: {'; '.join(differ)}. Use the old values, or choose another --out."
         )
-    try:
-        unwrapped(accelerator, model).load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if accelerator.scaler:
-            accelerator.scaler.load_state_dict(state["scaler"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(
-            f"the checkpoint in {folder.path} does not fit the model or the optimizer: the code has changed since. "
-            "Use the old code, or choose another --out."
-        ) from error
-    losses[: state["step"]] = state["losses"]
-    folder.continue_run(state["step"], state["origin"])
-    folder.clock.total, folder.clock.training = state["seconds"]["total"], state["seconds"]["training"]
-    return state["step"]

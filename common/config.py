@@ -219,7 +219,8 @@ def fits(value: Any, hint: Any) -> bool:
             fits(item, part) for pair in value.items() for item, part in zip(pair, get_args(hint), strict=True)
         )
     if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+        limit = 2**63 if hint is int else sys.float_info.max  # JSON has numbers of any size, and NaN
+        return isinstance(value, (int, hint)) and not isinstance(value, bool) and abs(value) <= limit
     return isinstance(value, hint)
 
 

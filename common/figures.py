@@ -1,5 +1,6 @@
 """Figures of a finished run (learning curves, confusion matrix, wrong predictions), and parts for other figures."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +21,11 @@ MAX_NAMED = 150  # classes in a confusion matrix
 matplotlib.rcParams["text.parse_math"] = False  # category names may contain $
 
 
-def save_figure(path: Path, figure: Figure) -> None:
-    """Writes `figure` to `path` as PNG."""
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=120)
+def save_figure(path: Path, figure: Figure, *, metadata: dict[str, str] | None = None) -> None:
+    """Writes `figure` to `path` as PNG, with texts as `metadata`."""
+    with atomic_path(path) as partial, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in other scripts: shown as boxes
+        figure.savefig(partial, format="png", dpi=120, metadata=metadata)
 
 
 def curves(log: list[dict]) -> Figure:
@@ -49,15 +51,18 @@ def curves(log: list[dict]) -> Figure:
 
 def confusion(val: ClassificationDataset, logits: np.ndarray) -> Figure:
     """The confusion matrix of the val rows; `logits` is (N, C)."""
-    from sklearn.metrics import confusion_matrix  # slow to import
-
     side = confusion_side(val.classes)
     figure = Figure(figsize=(side, side), layout="constrained")
     axis = figure.subplots()
-    counts = confusion_matrix(val.labels.numpy(), logits.argmax(1), labels=range(len(val.classes)))
+    counts = confusion_counts(val.labels.numpy(), logits.argmax(1), len(val.classes))
     draw_confusion(axis, counts, val.classes)
     axis.set_title(f"{counts.trace()} of {counts.sum()} val rows correct", fontsize=11)
     return figure
+
+
+def confusion_counts(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """How often each class was predicted for each class, (C, C), from class numbers (N,)."""
+    return np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
 
 
 def confusion_side(classes: Sequence[str]) -> float:

@@ -4,14 +4,16 @@ import atexit
 import csv
 import errno
 import glob
+import io
 import json
 import os
 import platform
 import re
 import shutil
+import stat
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     host = platform.node().replace(".", "-")
     for stale in path.parent.glob(f".{glob.escape(path.name)}.{host}.*.tmp"):
-        if not psutil.pid_exists(int(stale.name.split(".")[-3])):
+        process = stale.name.split(".")[-3]
+        if re.fullmatch("[0-9]{1,9}", process) and not psutil.pid_exists(int(process)):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{host}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -61,17 +64,37 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def open_regular(path: Path, *, limit: int = 10**8) -> io.BufferedReader:
+    """Opens a file of a run folder from elsewhere for reading: a regular file of at most `limit` bytes, and no link.
+
+    Raises:
+        InputError: it is something else, such as a FIFO, which would wait forever; or it cannot be read.
+    """
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path.name} is not a regular file")
+        if status.st_size > limit:
+            raise InputError(f"{path.name} has {status.st_size:,} bytes, which is more than it can be")
+        return open(path, "rb")
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read: {error.strerror}") from error
+
+
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def check_output(path: str | os.PathLike) -> None:
+def check_output(path: str | os.PathLike, made_by_us: Callable[[Path], bool]) -> None:
     """Checks that a result may be written to `path`, which is called before the result is computed.
 
+    Args:
+        made_by_us: whether an existing file is an earlier result of this kind, which may be replaced.
+
     Raises:
-        InputError: `path` is something else than a regular file, belongs to a run, or cannot be created.
+        InputError: `path` is something else than an earlier result, belongs to a run, or cannot be created.
     """
     path = Path(path)
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -81,18 +104,24 @@ def check_output(path: str | os.PathLike) -> None:
     of_a_run = path.name.lower() in map(str.lower, RUN_FILES) or path.match("train_*.py")
     if of_a_run and (folder / "run.json").exists():
         raise InputError(f"{path} belongs to the run in that folder and is never replaced: choose another name.")
+    if folder.name.lower() == "checkpoint" and (folder.parent / "run.json").exists():
+        raise InputError(f"{path} would be deleted together with the checkpoint of that run: choose another folder.")
+    if path.exists() and not (os.access(path, os.R_OK) and made_by_us(path)):
+        raise InputError(
+            f"{path} is not from an earlier call, and other files are never replaced: choose another name."
+        )
     existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"{path} cannot be created, because {existing} is not a folder in which you may write.")
 
 
-def check_output_folder(folder: Path, names: Sequence[str], *, key: str) -> None:
+def check_output_folder(folder: Path, names: Sequence[str], **fields: type) -> None:
     """Checks that files `names` may be written to or removed from `folder`, before they are computed.
 
     The first is a JSON file. It must be written before the others, so that they are known to be from an earlier call.
 
     Args:
-        key: a key of the JSON file's object or objects.
+        fields: see `has_fields`, for the JSON file.
 
     Raises:
         InputError: `folder` belongs to a run, or has files of these names that are not from an earlier call.
@@ -100,19 +129,23 @@ def check_output_folder(folder: Path, names: Sequence[str], *, key: str) -> None
     if (folder / "run.json").exists():
         raise InputError(f"{folder} is the folder of a run: choose another --out.")
     for name in names:
-        check_output(folder / name)
+        check_output(folder / name, lambda path: True)
     foreign = [name for name in names if (folder / name).exists()]
-    if foreign and not _has_key(folder / names[0], key):
+    if foreign and not has_fields(folder / names[0], **fields):
         raise InputError(f"{folder} has a {foreign[0]} of other origin, which is never replaced: choose another --out.")
 
 
-def _has_key(path: Path, key: str) -> bool:
-    """Whether `path` is a JSON file of an object with `key`, or of a list of such objects."""
+def has_fields(path: Path, **fields: type) -> bool:
+    """Whether `path` is a JSON file of an object that has `fields` with values of these types, or of a list of such."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return bool(value) and all(key in part for part in (value if isinstance(value, list) else [value]))
-    except (OSError, ValueError, TypeError):
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return False
+    parts = value if isinstance(value, list) else [value]
+    return bool(parts) and all(
+        isinstance(part, dict) and all(isinstance(part.get(name), kind) for name, kind in fields.items())
+        for part in parts
+    )
 
 
 # Locked folders ------------------------------------------------------------------------------------------------------

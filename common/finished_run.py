@@ -10,11 +10,13 @@ import io
 import json
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +27,7 @@ from torch import nn
 from common import provenance
 from common.config import KNOWN_DATA, DataConfig, InputError, TrainConfig, fits
 from common.data.dataset import ClassificationDataset, load_splits
-from common.files import csv_text
+from common.files import csv_text, open_regular
 from common.metrics import scores_of_predictions
 from common.provenance import REFERENCE, changed_files, code_hashes, code_key, reference_problem
 from common.run_folder import IDS, PREDICTED, RunInfo, data_fingerprint, package_versions
@@ -48,7 +50,7 @@ class FinishedRun:
     @cached_property
     def code_key(self) -> str:
         """`common.provenance.code_key` of the script; "" if an older version wrote the run and did not record it."""
-        return code_key(self.script.read_bytes()) if self.info.code else ""
+        return code_key(_read(self.script)) if self.info.code else ""
 
     def _module(self) -> ModuleType:
         """The script of the run, from the project folder only, as a run folder may come from an untrusted source."""
@@ -74,27 +76,28 @@ class FinishedRun:
         Raises:
             InputError: it does not; or the weights are damaged, of another model, or not those that the run wrote.
         """
-        if not self.info.weights:
+        if not self.info.files:
             raise InputError(
                 f"{self.folder} has no outputs to check its model with, because an older version wrote it: use the "
                 f"code of commit {self.info.commit or 'unknown'}, or train the run again."
             )
+        build, config = self._module().build_model, self.config
+        with torch.device("meta"):  # no memory: run.json may describe a model of any size
+            skeleton = build(config, len(self.info.classes)).state_dict()
         path = self.folder / "model.safetensors"
         try:
-            with open(path, "rb") as file:
-                unchanged = hashlib.file_digest(file, "sha256").hexdigest() == self.info.weights
-        except OSError as error:
-            raise InputError(f"the weights in {self.folder} cannot be read: {error.strerror}.") from error
-        if not unchanged:
+            size = sum(tensor.nbytes for tensor in skeleton.values())
+            with open_regular(path, limit=10 * size + 10**7) as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except InputError as error:
+            raise InputError(f"the model in {self.folder} cannot be loaded: {error}.") from error
+        if sha256 != self.info.files.get(path.name):
             raise InputError(
                 f"{path} is not the file that the run wrote: it is damaged or was replaced. Restore it, or train the "
                 "run again."
             )
-        build, config = self._module().build_model, self.config
-        with torch.device("meta"):  # no memory: run.json may describe a model of any size
-            expected = _shapes(build(config, len(self.info.classes)).state_dict())
         state = safetensors.torch.load_file(path)
-        wrong = sorted(name for name, _ in expected.items() ^ _shapes(state).items())
+        wrong = sorted(name for name, _ in _shapes(skeleton).items() ^ _shapes(state).items())
         problem: str | None
         if wrong:
             problem = f"{wrong[0]} is missing, or has another shape or dtype"
@@ -106,11 +109,20 @@ class FinishedRun:
             raise InputError(
                 f"{self.folder}: {self.script.name} builds another model today: {problem}. {self._cause()}"
             )
+        files = self._changed_files()
+        if files:
+            print(
+                f"note: changed since {self.folder} was made, with the same outputs: {', '.join(files)}",
+                file=sys.stderr,
+            )
         return model.eval()
+
+    def _changed_files(self) -> list[str]:
+        return changed_files(self.info.code, code_hashes(provenance.PROJECT / self.script.name))
 
     def _cause(self) -> str:
         """What has changed since the run was made, and what to do about it."""
-        files = changed_files(self.info.code, code_hashes(provenance.PROJECT / self.script.name))
+        files = self._changed_files()
         packages = [name for name, version in self.info.versions.items() if package_versions().get(name) != version]
         if files:
             commit = self.info.commit or "unknown"
@@ -143,7 +155,26 @@ class FinishedRun:
         train, val = load_splits(config)
         if data_fingerprint(train, val) != self.info.data_fingerprint:
             raise InputError(f"--data {config.data} is not the data that {self.folder} was trained on, or has changed.")
+        ids = val.ids() | {"label": [val.classes[label] for label in val.labels.tolist()]}
+        if any(ids[name] != self.rows[name].tolist() for name in IDS):
+            raise InputError(f"predictions.csv in {self.folder} does not have the val rows of --data {config.data}.")
         return train, val
+
+    def check_predictions(self, predicted: np.ndarray) -> int:
+        """Compares the predictions of a model, class numbers (N,), with predictions.csv, and returns how many agree.
+
+        Raises:
+            InputError: more than 1 % differ (5 % for mixed precision), which is more than another processor causes:
+                today's code prepares or evaluates the val rows in another way.
+        """
+        most = 0.01 if self.info.mixed_precision == "no" else 0.05
+        agree = int((np.array(self.info.classes, dtype=object)[predicted] == self.rows["prediction"]).sum())
+        if len(self.rows) - agree > 1 + most * len(self.rows):
+            raise InputError(
+                f"{self.folder}: today, the model predicts {len(self.rows) - agree} of {len(self.rows)} val rows "
+                f"otherwise than predictions.csv. {self._cause()}"
+            )
+        return agree
 
 
 def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple]:
@@ -157,13 +188,16 @@ def read_run(folder: Path) -> FinishedRun:
         raise InputError(f"{folder} holds {state}: give run folders, or folders that contain run folders.")
     try:
         info, report, metrics, labels = (
-            json.loads(_read(folder / name)) for name in ("run.json", "data_report.json", "metrics.json", "labels.json")
+            _read_json(folder / name) for name in ("run.json", "data_report.json", "metrics.json", "labels.json")
         )
         problem = _problem(info, report)
         if not problem:
             known = {f.name for f in fields(RunInfo)}
             info = RunInfo(**{name: value for name, value in info.items() if name in known})
-            table = io.BytesIO(_read(folder / "predictions.csv"))
+            encoded = _read(folder / "predictions.csv", limit=10**10)
+            if info.files and hashlib.sha256(encoded).hexdigest() != info.files.get("predictions.csv"):
+                raise ValueError("predictions.csv is not the file that the run wrote")
+            table = io.BytesIO(encoded)
             rows = pd.read_csv(table, dtype=str, na_filter=False, encoding_errors="surrogateescape")
             if not {*IDS, *PREDICTED} <= {*rows.columns}:
                 raise ValueError(f"predictions.csv must have the columns {', '.join([*IDS, *PREDICTED])}")
@@ -174,18 +208,22 @@ def read_run(folder: Path) -> FinishedRun:
                 problem = f"{script.name} is not the script of the run"
     except KeyError as error:
         problem = f"{error} is missing"
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         problem = str(error)
     if problem:
         raise InputError(f"{folder} is not a complete run folder: {problem}.")
     return FinishedRun(folder, info, report, rows)
 
 
-def _read(path: Path) -> bytes:
-    """The content of a regular file."""
-    if not path.is_file():  # opening a FIFO would wait forever
-        raise ValueError(f"{path.name} is missing" if not path.exists() else f"{path.name} is not a regular file")
-    return path.read_bytes()
+def _read(path: Path, limit: int = 10**8) -> bytes:
+    with open_regular(path, limit=limit) as file:
+        return file.read()
+
+
+def _read_json(path: Path) -> Any:
+    value = json.loads(_read(path))
+    json.dumps(value, ensure_ascii=False).encode()  # fails for text that is not valid, such as half characters
+    return value
 
 
 def _problem(info: dict, report: dict) -> str | None:
@@ -193,8 +231,13 @@ def _problem(info: dict, report: dict) -> str | None:
     for f in fields(RunInfo):
         if f.name in info and not fits(info[f.name], f.type):
             return f"{f.name} in run.json is {str(info[f.name])[:60]!r}"
-    config = ("seed", "crop", "augment", "split_by", "recipe")
-    missing = [name for name in config if name not in info["config"]]
+    config = info["config"]
+    shared = {f.name for f in fields(TrainConfig)}
+    TrainConfig(**{name: value for name, value in config.items() if name in shared})  # checks types and ranges
+    for name, value in config.items():
+        if not fits(value, bool | int | float | str):
+            return f"{name} in run.json is {str(value)[:60]}"
+    missing = [name for name in ("seed", "crop", "augment", "split_by", "recipe") if name not in config]
     missing += [name for name in ("majority", "products") if name not in report]
     missing += [name for name in ("images_per_second", "seconds") if info.get(name) is None]
     if missing:

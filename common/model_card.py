@@ -1,5 +1,7 @@
 """Writes the README.md of a run: a model card in the format of the Hugging Face Hub, ready for upload."""
 
+import shlex
+
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -81,7 +83,7 @@ def model_card(
             "## Reproduce",
             "",
             "```bash",
-            f"python {run['script']}.py {printable(run['command'].partition(' ')[2])}",
+            f"python {run['script']}.py {printable(shlex.join(shlex.split(run['command'])[1:]))}",
             "```",
             "",
             f"Commit {run['commit'] or 'unknown'}; {run['processes']} process(es) on {run['device']}, mixed precision "

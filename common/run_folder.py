@@ -50,7 +50,7 @@ from common.figures import confusion, curves, mistakes, save_figure
 from common.files import LOCK, atomic_path, check_lock, lock_folder, unlock_folder, write_csv, write_json
 from common.metrics import epoch_line, row_losses, scores
 from common.model_card import model_card, score_intervals
-from common.provenance import REFERENCE, changed_files, code_hashes, write_reference
+from common.provenance import REFERENCE, changed_files, check_unchanged, code_hashes, write_reference
 from common.stats import format_score
 
 PACKAGES = ("torch", "torchvision", "accelerate", "scikit-learn", "timm", "numpy", "pillow", "pyarrow")
@@ -74,7 +74,7 @@ class RunInfo:
     commit: str | None = None  # None outside a git checkout
     code: dict[str, str] = field(default_factory=dict)  # see `common.provenance.code_hashes`
     resumed: list[dict[str, Any]] = field(default_factory=list)  # step, command and commit of each continuation
-    weights: str = ""  # sha256 of model.safetensors; "" until the run is finished
+    files: dict[str, str] = field(default_factory=dict)  # sha256 of weights and predictions, once it is finished
     device: str = ""
     processes: int = 1
     mixed_precision: str = "no"
@@ -122,9 +122,12 @@ def claim_folder(config: TrainConfig) -> None:
 
 def _occupied(folder: Path, config: TrainConfig) -> str | None:
     """What is in a locked `folder` that keeps a run from using it, and what to do; None if nothing is."""
-    files = [path.name for path in folder.iterdir() if path.name != LOCK and path.suffix != ".tmp"]
-    if files and not (folder / "run.json").exists() and not (folder / "checkpoint" / "last.pt").exists():
-        return f"files that are not of a run, such as {min(files)}: choose another --out."
+    files = {path.name: path for path in folder.iterdir() if path.name != LOCK and path.suffix != ".tmp"}
+    foreign = [name for name, path in files.items() if not (path.is_file() or path.is_dir())]  # may block when read
+    if not (folder / "run.json").is_file() and not (folder / "checkpoint" / "last.pt").exists():
+        foreign = [*files]
+    if foreign:
+        return f"files that are not of a run, such as {min(foreign)}: choose another --out."
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         differ = differences(run["config"], config)
@@ -136,6 +139,9 @@ def _occupied(folder: Path, config: TrainConfig) -> str | None:
         return f"a finished run with {options}, which is never overwritten: choose another --out."
     if not config.resume and (folder / "checkpoint").exists():
         return f"an unfinished run with {options}: continue that one with --resume, or choose another --out."
+    results = [name for name in ("model.safetensors", "predictions.csv") if name in files]
+    if results and not (folder / "checkpoint" / "last.pt").exists():
+        return f"{results[0]} of a run with {options}, whose metrics.json is missing: choose another --out."
     return None
 
 
@@ -263,6 +269,7 @@ class RunFolder:
     ):
         self.config, self.val, self.is_main = config, val, accelerator.is_main_process
         self.path = folder_of(config)
+        check_unchanged(script_file(config))
         self.script = script_file(config).read_bytes()
         self.identity = run_identity(config, accelerator, train, val)
         self.clock = Stopwatch()
@@ -281,6 +288,7 @@ class RunFolder:
         """Writes the files that precede training, drops log lines after `step`, and returns the progress bar."""
         if not self.is_main:
             return tqdm(disable=True)
+        check_lock(self.path)
         write_json(self.path / "run.json", asdict(self.info))
         with atomic_path(self.path / f"{self.info.script}.py") as partial:
             partial.write_bytes(self.script)
@@ -353,6 +361,8 @@ class RunFolder:
         if not path.exists():
             return None
         try:
+            if not path.is_file():  # opening a FIFO would wait forever
+                raise OSError("not a regular file")
             with zipfile.ZipFile(path) as file:
                 if file.testzip():  # compares the checksums, which torch.load does not
                     raise zipfile.BadZipFile
@@ -382,16 +392,17 @@ class RunFolder:
         self.clock.lap(training=False)
         self.info.seconds, self.info.train_seconds = self.clock.total, self.clock.training
         self.info.images_per_second = self.last_step * self.config.batch_size / self.clock.training
-        weights = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})
-        self.info.weights = hashlib.sha256(weights).hexdigest()
-        write_json(self.path / "run.json", asdict(self.info))
         with atomic_path(self.path / "model.safetensors") as partial:
-            partial.write_bytes(weights)
+            partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}))
         with atomic_path(self.path / REFERENCE) as partial:
             write_reference(partial, self.config, model, self.val)
         write_json(self.path / "labels.json", self.val.classes)
         rows, result = predictions(self.val, logits), scores(self.val.labels.numpy(), logits)
         write_csv(self.path / "predictions.csv", rows.to_dict("records"))
+        for name in ("model.safetensors", "predictions.csv"):
+            with open(self.path / name, "rb") as file:
+                self.info.files[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        write_json(self.path / "run.json", asdict(self.info))
         log = self.read_log()
         save_figure(self.path / "curves.png", curves(log))
         save_figure(self.path / "confusion.png", confusion(self.val, logits))
@@ -415,7 +426,8 @@ class RunFolder:
             score = format_score(result["accuracy"], intervals["accuracy"]) + " (95 % confidence interval)"
         on_path = Path(shutil.which("python") or "").parent == Path(sys.executable).parent
         python = "python" if on_path else shlex.quote(sys.executable)
-        run, data = shlex.quote(str(self.path)), shlex.quote(self.config.data)
+        paths = str(self.path), self.config.data
+        run, data = (shlex.quote(f"./{path}" if path.startswith("-") else path) for path in paths)
         lines = [
             f"finished: {self.path}: accuracy {score} on {result['n']} val rows",
             f"results:  {self.path / 'README.md'}, and beside it curves.png, confusion.png and mistakes.png",
@@ -425,7 +437,9 @@ class RunFolder:
                 shlex.quote(os.path.relpath(provenance.PROJECT / name)) for name in ("predict.py", "compare.py")
             )
             own = "" if self.config.data in KNOWN_DATA else f" --data {data}"
-            lines += [f"next:     {python} {predict} {run} {data}", f"          {python} {compare} {run}{own}"]
+            following = [f"next:     {python} {predict} {run} {data}", f"          {python} {compare} {run}{own}"]
+            if following == list(map(printable, following)):
+                lines += following
         return [printable(line) for line in lines]
 
 

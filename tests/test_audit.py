@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance
 
 import common.data.audit
 from common.config import InputError
-from common.data.audit import NEAR_DUPLICATE_BITS, audit, findings
+from common.data.audit import NEAR_DUPLICATE_BITS, audit, describe, findings
 from common.data.dataset import place_pixels
 from common.data.pixels import difference_hash
 from common.data.splits import parse_split
@@ -278,6 +278,55 @@ def test_equal_ids_in_both_splits_are_distinguished(load, image_folder):
     assert len(ids) == len(set(ids)) > 60 and {name.split("/")[0] for name in ids} == {"train", "val"}
 
 
+def test_rows_without_an_image_id_are_not_one_group(load, rows, parquet):
+    bare = {
+        split: [dict(row, image_id=[None, "", f"{split} {i}"][i % 3]) for i, row in enumerate(rows[split])]
+        for split in rows
+    }
+    train, val = load(parquet(bare), split_by="image_id:1/5")
+    ids = train.ids()["image_id"] + val.ids()["image_id"]
+    assert sorted(ids) == sorted(row["image_id"] or "" for split in rows for row in bare[split]), "none is renamed"
+    assert 0.1 < len(val) / len(ids) < 0.3
+    some = dict(bare, val=[dict(row, image_id=row["image_id"] and "train 2") for row in bare["val"]])
+    train, val = load(parquet(some, "some"), split_by="image_id:1/5")
+    ids = train.ids()["image_id"] + val.ids()["image_id"]
+    assert {"train/train 2", "val/train 2", ""} < set(ids) and not {"train/None", "val/None", "train/", "val/"} & set(
+        ids
+    )
+
+
+def test_rows_whose_product_is_nan_have_none(load, rows, parquet):
+    lines = {
+        split: [
+            dict(row, product_id=[float("nan"), i + 1000.0 * (split == "val")][i % 2])
+            for i, row in enumerate(rows[split])
+        ]
+        for split in rows
+    }
+    data = parquet(lines)
+    report = audit(*load(data))
+    assert report["products"]["both"] == 0 and report["products"]["val"] == len(rows["val"]) // 2
+    train, val = load(data, split_by="product_id:1/5")
+    assert 0.1 < len(val) / (len(train) + len(val)) < 0.3, "each of these rows is a group of its own"
+
+
+@pytest.mark.parametrize("limit", [0, 20])
+def test_the_numbers_of_rows_of_a_split_add_up(load, rows, parquet, limit):
+    lonely = [dict(rows["train"][0], category="lonely", product_id="one")] * 3
+    bad = [dict(rows["train"][1], category=None)] * 4
+    data = parquet({"train": [*lonely, *rows["train"], *bad], "val": rows["val"]})
+    train, val = load(data, split_by="product_id:1/3", bad_rows="skip", limit=limit)
+    report = audit(train, val)["rows"]
+    assert report["train"]["source"] + report["val"]["source"] == 7 + len(rows["train"]) + len(rows["val"])
+    assert report["train"]["dropped"] == 3 and report["val"]["source"] > 20
+    if limit:
+        assert report["train"]["used"] + report["val"]["used"] + report["train"]["bad"] + report["val"]["bad"] == 40
+    else:
+        assert all(n["used"] + n["bad"] + n["dropped"] == n["source"] for n in report.values())
+    shown = describe(train, val, audit(train, val))
+    assert f"{report['train']['source']} rows, {report['train']['source'] - 3} after dropping 3" in shown
+
+
 def test_classes_with_few_val_rows_are_named(load, rows, parquet):
     report = audit(*load(parquet(rows)))
     assert "bed" in report["rare_in_val"]
@@ -304,6 +353,24 @@ def test_the_script_writes_its_report_and_skips_bad_rows(rows, parquet, cache, t
     shown = capsys.readouterr().out
     assert "1 bad rows" in shown and "broken" in shown and f"{tmp_path}/report.json" in shown
     assert all(sentence in shown for sentence in findings(report))
+
+
+def test_a_report_replaces_only_a_report(rows, parquet, cache, tmp_path, image_folder):
+    data = parquet(rows)
+    line = f"--data {data} --cache {cache}".split()
+    report = tmp_path / "report.json"
+    for options in ([], ["--crop"]):
+        returned = helpers.main("audit", [*line, *options, "--out", str(report)])
+        assert helpers.read_json(tmp_path, "report.json") == returned
+    (tmp_path / "own.json").write_text('{"rows": 5, "classes": ["a"], "duplicates": 1, "near_duplicates": 0}')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {".json", ".jsonl", ".jpg", ".parquet"} <= {path.suffix for path in before}
+    for path in before.keys() - {report}:
+        with pytest.raises(InputError, match="must end in .json|not from an earlier call"):
+            helpers.main("audit", [*line, "--out", str(path)])
+    with pytest.raises(InputError, match="must end in .json"):
+        helpers.main("audit", [*line, "--out", str(tmp_path / "new.parquet")])
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_padding_does_not_make_crops_look_alike(load):

@@ -3,6 +3,8 @@
 import io
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -11,10 +13,10 @@ from common.augment import draw_mix, mix, replace_background
 from common.config import InputError, TrainConfig
 from common.data.dataset import load_splits
 from common.data.masks import load_masks
-from common.data.pixels import normalize, open_image
+from common.data.pixels import crop_with, normalize, open_image
 from common.data.sources import load_tables
 from common.step import Draws, draw, make_batch
-from tests.helpers import UNREADABLE
+from tests.helpers import UNREADABLE, encode, photo, stored
 
 CPU = torch.device("cpu")
 
@@ -161,6 +163,58 @@ def test_invalid_masks(parquet, rows, cache):
     for crop in (False, True):
         with pytest.raises(InputError, match="mask of train row 0 .*(size|large)"):
             load(larger, crop=crop)
+
+
+def test_a_mask_is_upright_like_its_image(parquet, rows, cache):
+    """Either may be stored rotated by 90 degrees. A mask on its side is refused, even if the box fits."""
+
+    def turned(image, kind):
+        return stored(encode(image.transpose(Image.Transpose.ROTATE_90), kind, exif=b"Exif\0\0" + exif.tobytes()))
+
+    exif, image, mask = Image.Exif(), photo(64, 48), Image.new("L", (64, 48))
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    mask.paste(255, (0, 0, 20, 48))
+    plain, sideways = stored(encode(mask, "PNG")), stored(encode(mask.transpose(Image.Transpose.ROTATE_90), "PNG"))
+    found = []
+    for i, (photo_file, mask_file) in enumerate(
+        [
+            (stored(encode(image)), plain),
+            (stored(encode(image)), turned(mask, "PNG")),
+            (turned(image, "JPEG"), plain),
+            (turned(image, "JPEG"), turned(mask, "JPEG")),
+            (turned(image, "JPEG"), sideways),
+            (stored(encode(image)), sideways),
+        ]
+    ):
+        row = dict(rows["train"][0], image=photo_file, mask=mask_file, bbox=[2, 2, 40, 40])
+        config = TrainConfig(data=parquet({"train": [row], "val": [row]}, str(i)), image_size=8, cache=cache, crop=True)
+        train, _ = load_splits(config)
+        if mask_file is sideways:
+            with pytest.raises(InputError, match="mask of train row 0 differs in size"):
+                load_masks(config, "train", train)
+        else:
+            found.append(load_masks(config, "train", train))
+    assert all(abs(masks.astype(int) - found[0]).max() < 9 for masks in found), "JPEG is not exact"
+
+
+@pytest.mark.parametrize("moment", ["before", "while"])
+def test_masks_of_data_that_was_changed(parquet, rows, cache, monkeypatch, moment):
+    """Before or while they are read."""
+
+    def change(*args, **more):
+        monkeypatch.setattr("common.data.masks.crop_with", crop_with)
+        pq.write_table(pa.Table.from_pylist(rows["train"][3::-1]), f"{data}/train-00000-of-00001.parquet")
+        return crop_with(*args, **more) if args else None
+
+    data = parquet({"train": rows["train"][:4], "val": rows["train"][:4]})
+    config = TrainConfig(data=data, image_size=32, cache=cache)
+    train, _ = load_splits(config)
+    if moment == "before":
+        change()
+    else:
+        monkeypatch.setattr("common.data.masks.crop_with", change)
+    with pytest.raises(InputError, match="the data was changed while it was read"):
+        load_masks(config, "train", train)
 
 
 def test_data_without_masks(parquet, rows, cache):

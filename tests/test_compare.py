@@ -34,7 +34,7 @@ from common.compare.summary import (
 )
 from common.config import InputError, parse
 from common.data.crop import PAD_COLOR
-from common.figures import confusion_side, draw_confusion, save_figure
+from common.figures import confusion_counts, confusion_side, draw_confusion, save_figure
 from common.finished_run import find_runs, read_run
 from common.metrics import METRICS, calibration_error, scores_of_predictions
 from common.run_folder import IDS, PREDICTED
@@ -599,16 +599,18 @@ def test_a_single_run_has_no_questions(runs, tmp_path):
 @pytest.mark.parametrize("shortcuts", [[], ["--shortcuts"]])
 def test_files_that_compare_did_not_write_are_kept(runs, tmp_path, shortcuts):
     figure = f"shortcuts-{'-'.join(runs['vit'].resolve().parts[-2:])}.png" if shortcuts else "differences.png"
-    for name, content in ((figure, "mine"), ("comparison.json", "[]"), ("shortcuts.json", '{"mine": 1}')):
-        out = tmp_path / name
-        out.mkdir()
+    main_file = "shortcuts.json" if shortcuts else "comparison.json"
+    survey = '{"questions": "my survey", "experiments": [], "run": "", "accuracy": {}, "product_against_background": 1}'
+    for i, (name, content) in enumerate(
+        ((figure, "mine"), (main_file, "[]"), (main_file, '{"mine": 1}'), (main_file, survey), (main_file, "[1]"))
+    ):
+        out = tmp_path / str(i) / name
+        out.mkdir(parents=True)
         (out / name).write_text(content)
-        if name not in (figure, "comparison.json" if not shortcuts else "shortcuts.json"):
-            continue
         with pytest.raises(InputError, match=f"{name} of other origin.*--out"):
             compare.main([*shortcuts, str(runs["vit"]), "--out", str(out)])
         assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == content
-    for out in (runs["vit"], tmp_path / figure / figure):
+    for out in (runs["vit"], tmp_path / "0" / figure / figure):
         with pytest.raises(InputError, match="folder of a run|cannot be created"):
             compare.main([*shortcuts, str(runs["vit"]), "--out", str(out)])
 
@@ -675,6 +677,15 @@ def test_shortcuts_are_scored_in_every_view(runs, tmp_path):
     assert (tmp_path / f"shortcuts-{run.parent.name}-{run.name}.png").exists()
 
 
+def test_figures_of_shortcuts_have_different_names(runs, tmp_path):
+    """Even where file names ignore case."""
+    folders = [tmp_path / name for name in ("a/b-c", "a-b/c", "A/b-C", "a/b-c-2")]
+    copies = [str(shutil.copytree(runs["crop"], folder)) for folder in folders]
+    assert len(compare.main(["--shortcuts", *copies, "--out", str(tmp_path / "out")])) == 4
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert len({name.lower() for name in names}) == 4, names
+
+
 # Models and figures --------------------------------------------------------------------------------------------------
 
 
@@ -710,6 +721,19 @@ def test_a_confusion_matrix_shows_the_names_of_up_to_150_classes(number):
     classes = [f"c{i}" for i in range(number)]
     draw_confusion(axis, np.eye(number), classes)
     assert [tick.get_text() for tick in axis.get_xticklabels()] == classes
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_class_with_a_name_that_the_font_lacks_gives_no_warnings(write_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "CLASSES", ["\u65e5\u672c"])
+    folder = write_run("train_custom_cnn", "", CLASSES * 120, CLASSES * 120)
+    edit_json(folder, "data_report.json", majority=CLASSES[0])
+    assert compare.main([str(folder), "--out", str(tmp_path / "out")])["experiments"]
+
+
+def test_counts_of_a_confusion_matrix():
+    counts = confusion_counts(np.array([0, 0, 2, 2, 2]), np.array([0, 1, 2, 1, 1]), 3)
+    assert counts.tolist() == [[1, 1, 0], [0, 0, 0], [0, 2, 1]]
 
 
 @pytest.fixture

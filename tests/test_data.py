@@ -199,19 +199,39 @@ def test_a_parquet_file_replaced_by_one_of_its_size_and_time_is_noticed(load, ro
     assert load(folder)[1].fingerprint != first.fingerprint
 
 
-def test_data_that_changes_while_it_is_read(load, rows, parquet, tmp_path, monkeypatch):
-    """Between the hash of its content and the decoding, for example."""
-    folder, read = parquet(rows), common.data.dataset.content_hash
+@pytest.mark.parametrize("kind", ["parquet", "images"])
+@pytest.mark.parametrize("moment", ["before", "while", "after"])
+def test_data_that_changes_while_it_is_read(load, rows, parquet, image_folder, tmp_path, monkeypatch, kind, moment):
+    """Its ids and boxes are read first, then its content is hashed, then it is decoded."""
+    folder, read = parquet(rows) if kind == "parquet" else image_folder, common.data.dataset.content_hash
+    batches, name = common.data.pixels._image_batches, "train-00000-of-00001.parquet"
 
-    def changed_later(*args):
+    def change():
+        if kind == "parquet":
+            new = parquet(dict(rows, train=rows["train"][::-1]), f"new-{len(list(tmp_path.iterdir()))}")
+            os.replace(f"{new}/{name}", f"{folder}/{name}")
+        else:
+            one, *_, other = sorted(Path(folder, "train").glob("*/*.jpg"))
+            one.write_bytes(other.read_bytes())
+
+    def changed(*args):
+        if moment == "before":
+            change()
         content = read(*args)
-        parquet(dict(rows, train=rows["train"][::-1]), f"new-{len(list(tmp_path.iterdir()))}")
-        newest = max(tmp_path.glob("new-*/train*"), key=os.path.getmtime)
-        newest.replace(Path(folder, newest.name))
+        if moment == "after":
+            change()
         return content
 
-    monkeypatch.setattr(common.data.dataset, "content_hash", changed_later)
-    with pytest.raises(InputError, match="the train data was changed while it was read"):
+    def changed_within(*args):
+        for i, batch in enumerate(batches(*args)):
+            if i == 3:
+                change()
+            yield batch
+
+    monkeypatch.setattr(common.data.dataset, "content_hash", changed)
+    if moment == "while":
+        monkeypatch.setattr(common.data.pixels, "_image_batches", changed_within)
+    with pytest.raises(InputError, match="the data was changed while it was read"):
         load(folder, cache=str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").glob("*/pixels.npy"))
 
@@ -271,6 +291,16 @@ def test_a_folder_of_the_cache_under_another_name(load, tmp_path):
     shutil.rmtree(folder)
     shutil.copytree(Path(small.pixels.filename).parent, folder)
     np.testing.assert_array_equal(load(cache=str(tmp_path), limit=20)[1].pixels, expected)
+
+
+def test_folders_of_the_cache_that_change_names(load, tmp_path):
+    """Their shapes are the same."""
+    crops, photos = (load(cache=str(tmp_path), limit=12, crop=crop)[1].pixels for crop in (True, False))
+    expected, (one, other) = crops.copy(), (Path(pixels.filename).parent for pixels in (crops, photos))
+    one.rename(tmp_path / "moved")
+    other.rename(one)
+    (tmp_path / "moved").rename(other)
+    np.testing.assert_array_equal(load(cache=str(tmp_path), limit=12)[1].pixels, expected)
 
 
 @pytest.mark.parametrize("place", [0, 40, 63, 64, -1])
@@ -472,6 +502,17 @@ def test_a_bad_row_can_be_left_out(load, rows, with_bad_row, parquet, change, wo
     assert torch.equal(train[20][0], good_train[int(kept[20])][0])
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest undoes the filter of the project
+def test_the_fingerprint_says_which_rows_were_left_out(load, rows, parquet):
+    """One row is too large a photo, another of its class has an invalid box."""
+    large = dict(rows["val"][0], image=stored(encode(Image.new("L", (1200, 1000)))))
+    data = parquet(dict(rows, val=[large, dict(rows["val"][0], bbox=[0, 0, 0, 5]), *rows["val"]]))
+    whole, crops = (load(data, crop=crop, max_megapixels=1 + crop, bad_rows="skip")[1] for crop in (False, True))
+    assert [split.problems[0]["row"] for split in (whole, crops)] == [0, 1]
+    assert torch.equal(whole.labels, crops.labels) and whole.fingerprint != crops.fingerprint
+    assert load()[1].fingerprint[:8] == "661396f4", "as ever: runs are compared by it"
+
+
 def to_corners(x, y, w, h):
     return [x, y, x + w, y + h]
 
@@ -596,6 +637,8 @@ def test_a_truncated_photo_is_a_bad_row(load, rows, parquet):
 def test_a_missing_folder(load, tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         load(str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match="no such file or folder"):
+        load(300 * "a")
     with pytest.raises(InputError, match="neither Parquet files nor images"):
         load(str(tmp_path))
 

@@ -1,9 +1,11 @@
 """Requests to stop, full disks, missing memory: each ends with a message, and the run can be resumed."""
 
 import os
+import platform
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ import common.train
 import train_custom_vit
 from common.config import Interrupted
 from common.data.dataset import load_splits
-from common.files import LOCK
+from common.files import LOCK, write_json
 from common.launch import StopRequest
 from tests.helpers import (
     ROOT,
@@ -276,9 +278,40 @@ def test_a_run_whose_folder_was_deleted_does_not_write_to_the_next_one(options, 
     assert [path.read_text() for path in folder.iterdir()] == ["1\nanother\nrun\n"]
 
 
+@pytest.mark.parametrize("more", ["", "--resume"])
+def test_a_run_whose_folder_was_deleted_does_not_start(train, options, monkeypatch, tmp_path, more):
+    """It was still loading its data when another run began in the folder."""
+    other, folder, load_teacher = tmp_path / "other", tmp_path / "out", common.train.load_teacher
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(common.train, "train_step", signal_at(2, signal.SIGTERM))
+        train(SCRIPT, "other", "--lr 0.5")
+
+    def replace_folder(*args):
+        shutil.rmtree(folder)
+        shutil.copytree(other, folder)
+        return load_teacher(*args)
+
+    monkeypatch.setattr(common.train, "load_teacher", replace_folder)
+    assert f"{folder} was deleted while it was in use" in error_message(SCRIPT, options(SCRIPT, more=more))
+    files = [path.relative_to(other) for path in other.rglob("*") if path.is_file()]
+    assert len(files) > 4 and all((folder / file).read_bytes() == (other / file).read_bytes() for file in files)
+
+
 def test_a_run_that_fails_leaves_no_empty_folder(options, tmp_path):
     assert "--batch-size 64" in error_message(SCRIPT, options(SCRIPT, "a/b", "--batch-size 64"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_half_written_files_of_dead_processes_are_removed(tmp_path):
+    """And no others."""
+    host = platform.node().replace(".", "-")
+    endings = [f"{host}.999999999.0123abcd", f"{host}.x", f"{host}.x.0123abcd", f"{host}.{10**30}.0123abcd"]
+    endings += [f"{host}.{os.getpid()}.0123abcd", "elsewhere.999999999.0123abcd"]
+    files = [tmp_path / f".run.json.{ending}.tmp" for ending in endings]
+    for file in files:
+        file.write_text("")
+    write_json(tmp_path / "run.json", {})
+    assert {*tmp_path.iterdir()} == {tmp_path / "run.json", *files[1:]}
 
 
 # Files that are missing or broken ------------------------------------------------------------------------------------
@@ -300,6 +333,9 @@ def test_only_a_folder_of_its_own_is_used_for_a_run(options, tmp_path):
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "file").write_text("mine")
     os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "odd" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "odd" / "checkpoint" / "last.pt").write_text("")
+    os.mknod(tmp_path / "odd" / "run.json", stat.S_IFSOCK | 0o600)  # like a FIFO, but reading it does not block
     before = sorted(tmp_path.rglob("*"))
     for name, words in (
         ("own", "holds files that are not of a run, such as README.md: .*--out"),
@@ -307,6 +343,7 @@ def test_only_a_folder_of_its_own_is_used_for_a_run(options, tmp_path):
         ("dangling", "is a symbolic link.*--out"),
         ("file", "is not a folder.*--out"),
         ("fifo", "is not a folder.*--out"),
+        ("odd", "holds files that are not of a run, such as run.json: .*--out"),
     ):
         for more in ("", "--resume"):
             message = error_message(SCRIPT, options(SCRIPT, name, more))

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 import audit
@@ -200,7 +201,15 @@ def test_items_are_read_as_they_are_needed(parquet, rows):
         ("cropped", "{photos} --boxes {photos}/wrong.csv", "wrong.csv has no column x, y, width, height"),
         ("cropped", "{photos} --boxes {photos}/typo.csv", "typo.csv, line 2: A.jpg .*a.jpg"),
         ("cropped", "{photos} --boxes {photos}/letters.csv", "letters.csv, line 2: .*not a box"),
+        ("cropped", "{photos} --boxes {photos}/header.csv", "header.csv has no column x, y, width, height"),
+        ("cropped", "{photos} --boxes {photos}/commas.csv", "commas.csv cannot be read: line 3 has more values"),
+        ("cropped", "{photos} --boxes {photos}/twice.csv", "twice.csv cannot be read: it has several columns x"),
+        ("cropped", "{photos} --boxes {photos}/fifo", "fifo cannot be read: not a regular file"),
+        ("cropped", "{photos} --boxes /dev/zero", "/dev/zero cannot be read: not a regular file"),
         ("cropped", "{photos}/a.jpg --bbox 1,2,3,4 --boxes {photos}/wrong.csv", "--bbox and --boxes"),
+        ("whole", f"{300 * 'a'}", "aaa: no images found"),
+        ("whole", f"{300 * 'a'}.parquet", "aaa.parquet: no such file"),
+        ("whole", f"{300 * 'a'}/b", "Hub cannot be reached"),
         ("whole", "{photos}/nothing*.png", "nothing\\*.png: no image"),
         ("whole", "{photos}/nothing.png", "nothing.png: no image"),
         ("whole", "{photos} --split val", "--split val"),
@@ -213,11 +222,15 @@ def test_items_are_read_as_they_are_needed(parquet, rows):
 )
 def test_mistakes(whole, cropped, photos, which, line, words, monkeypatch):
     (photos / "wrong.csv").write_text("file,left\na.jpg,1\n")
+    (photos / "header.csv").write_text("file,left\n")
+    (photos / "commas.csv").write_text("file,x,y,width,height\na.jpg,1,2,3,4\na.jpg,1,5,2,5,30,5,40,5\n")
+    (photos / "twice.csv").write_text("file,x,y,width,height,x\na.jpg,1,2,3,4,5\n")
     (photos / "typo.csv").write_text("file,x,y,width,height\nA.jpg,1,2,3,4\n")
     (photos / "letters.csv").write_text("file,x,y,width,height\na.jpg,1,2,three,4\n")
     shutil.copytree(photos, photos.parent / "both")
     pd.DataFrame({"image": [b""], "bbox": ["1,2,3,4"]}).to_parquet(photos.parent / "texts.parquet")
     shutil.copy(photos.parent / "texts.parquet", photos.parent / "both")
+    os.mkfifo(photos / "fifo")
     monkeypatch.setattr("common.data.hub.reachable", lambda url: False)
     with pytest.raises(InputError, match=words):
         predict.main([{"whole": whole, "cropped": cropped}[which], *line.format(photos=photos).split()])
@@ -284,13 +297,17 @@ def test_files_of_a_run_are_not_replaced(copy, monkeypatch, tmp_path):
     assert before == {path: path.read_bytes() for path in copy.iterdir()}
 
 
-def test_input_files_are_not_replaced(whole, photos, tmp_path, monkeypatch):
-    """Under any other name: relative, as a hard link, or in a folder or glob that is read."""
+def test_files_of_other_origin_are_not_replaced(whole, photos, tmp_path, monkeypatch):
+    """Among them are the inputs, under any other name: relative, as a hard link, or in a folder or glob."""
     monkeypatch.chdir(photos)
     boxes = photos.parent / "boxes.csv"
     os.link(boxes, "hard.csv")
     Image.open("a.jpg").save("b.png")
-    (photos / "metadata.jsonl").write_text("{}")
+    (photos / "metadata.jsonl").write_text('{"image": "a.jpg", "category": "bed", "probability": 1}\n')
+    (photos / "own.csv").write_text("image,category,probability,label\na.jpg,bed,1,mine\n")
+    (photos / "own.jsonl").write_text("[" * 100_000)
+    (photos / "empty.csv").write_text("")
+    Figure().savefig("own.png")
     for line in (
         f"a.jpg --boxes {boxes} --output ../boxes.csv",
         f". --boxes {boxes} --output hard.csv",
@@ -298,13 +315,38 @@ def test_input_files_are_not_replaced(whole, photos, tmp_path, monkeypatch):
         "./b.png --gallery b.png",
         "*.png --gallery ./b.png",
         f"{photos} --output metadata.jsonl",
+        "a.jpg --output own.csv",
+        "a.jpg --output own.jsonl",
+        "a.jpg --output empty.csv",
+        "a.jpg --gallery own.png",
     ):
         before = {path: path.read_bytes() for path in photos.parent.rglob("*") if path.is_file()}
-        with pytest.raises(InputError, match="one of the input files"):
+        with pytest.raises(InputError, match="not from an earlier call"):
             predict.main([whole, *line.split()])
         assert before == {path: path.read_bytes() for path in before}
+    for name in ("results.csv", "results.jsonl"):
+        for source in (photos, "a.jpg"):
+            results = predict.main([whole, str(source), "--output", name, "--gallery", "../found.png"])
+        assert len(Path(name).read_text().splitlines()) == len(results) + name.endswith(".csv"), "replaced"
+
+
+def test_only_exports_are_replaced_by_an_export(cropped, tmp_path):
+    for path in (tmp_path / "model.pt2", tmp_path / "model.onnx"):
+        path.write_bytes(b"mine")
+        with pytest.raises(InputError, match=f"{path} is not from an earlier call"):
+            export.main([cropped, "--to", path.suffix[1:], "--output", str(path)])
+        assert path.read_bytes() == b"mine"
+    path = tmp_path / "again.pt2"
     for _ in range(2):
-        predict.main([whole, str(photos), "--output", "results.csv"])  # beside the photos, which are the input
+        assert export.main([cropped, "--to", "pt2", "--output", str(path)]) == path
+
+
+def test_nothing_is_written_beside_a_checkpoint(tmp_path):
+    """It would be deleted with it."""
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="deleted together with the checkpoint"):
+        audit.main(["--data", "sample", "--out", str(tmp_path / "checkpoint" / "report.json")])
 
 
 # Boxes of another convention -----------------------------------------------------------------------------------------
@@ -478,6 +520,7 @@ def test_an_exported_model_predicts_the_same(finished_run, script, kind, tmp_pat
     assert torch.backends.mha.get_fastpath_enabled(), "export.py restores the setting, which changes the last digits"
     run = read_run(folder)
     val = run.splits()[1]
+    assert formats.is_export(path), "which a later export may replace"
     logits, texts = {"onnx": run_onnx, "pt2": run_pt2}[kind](path, val.pixels[val.index[:7]])
     labels, crop = json.loads(texts["labels"]), json.loads(texts["preprocessing"])
     assert labels == run.info.classes

@@ -20,9 +20,12 @@ import export
 import predict
 import train_custom_cnn
 from common import provenance
+from common.augment import augment
 from common.compare.grid import Job, is_finished
-from common.config import InputError, Interrupted, fits
+from common.config import InputError, Interrupted, TrainConfig, fits
+from common.data import crop
 from common.data.dataset import load_splits
+from common.deploy import formats
 from common.distillation import load_teacher
 from common.finished_run import read_run
 from common.launch import check_model
@@ -76,6 +79,61 @@ def test_photos_that_are_cropped_otherwise_are_refused(copy, monkeypatch):
         read_run(copy).model()
 
 
+def stretched(crop_size, size, padding=crop.padding):
+    """Wide crops are stretched instead of padded."""
+    return (0, 0) if crop_size[0] > crop_size[1] else padding(crop_size, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "edited"),
+    [
+        ("padding", stretched),
+        ("to_rgb", lambda image: image.convert("RGB")),
+        ("grow_box", lambda bbox, margin, *size, grow=crop.grow_box: grow(bbox, 0, *size)),
+    ],
+)
+def test_other_ways_to_crop_are_refused(copy, name, edited, monkeypatch):
+    monkeypatch.setattr(crop, name, edited)
+    with pytest.raises(InputError, match="photos are cropped differently"):
+        read_run(copy).model()
+
+
+def test_another_evaluation_is_refused(copy, monkeypatch):
+    monkeypatch.setattr(provenance, "augment", lambda *args, **more: 0.5 * augment(*args, **more))
+    with pytest.raises(InputError, match="stored logits"):
+        read_run(copy).model()
+
+
+def test_changes_that_keep_the_outputs_are_a_note(copy, capsys):
+    edit_json(copy, "run.json", code=read_json(copy, "run.json")["code"] | {"common/step.py": "x"})
+    read_run(copy).model()
+    assert f"changed since {copy} was made, with the same outputs: common/step.py" in capsys.readouterr().err
+
+
+def test_predictions_in_another_order_are_refused(copy, cache):
+    """Rows sorted in a spreadsheet would be paired with the wrong photos."""
+    header, *lines = (copy / "predictions.csv").read_text().splitlines()
+    (copy / "predictions.csv").write_text("\n".join([header, *sorted(lines, key=lambda line: line.split(",")[3])]))
+    rehash(copy, "predictions.csv")
+    with pytest.raises(InputError, match="predictions.csv in .* does not have the val rows"):
+        read_run(copy).splits(cache=cache)
+
+
+def test_a_model_that_predicts_otherwise_than_its_file_is_not_exported(copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(formats.RawModel, "forward", lambda self, images: -self.model(images * self.scale + self.shift))
+    with pytest.raises(InputError, match="predicts .* of 130 val rows otherwise"):
+        export.main([str(copy), "--to", "pt2", "--output", str(tmp_path / "model.pt2")])
+    assert not (tmp_path / "model.pt2").exists()
+
+
+@pytest.mark.parametrize("name", ["train_custom_cnn.py", "common/step.py"])
+def test_a_file_that_is_edited_while_a_run_starts_is_refused(name, options, monkeypatch):
+    path = (provenance.PROJECT / name).resolve()
+    monkeypatch.setitem(provenance.STATES, path, (0, 0, 0))
+    with pytest.raises(InputError, match=f"{path.name} was edited while this run was starting"):
+        train_custom_cnn.main(options(SCRIPT))
+
+
 def test_other_packages_are_named(copy, monkeypatch):
     edit_json(copy, "run.json", versions=read_json(copy, "run.json")["versions"] | {"timm": "0.1"})
     monkeypatch.setattr(nn, "ReLU", nn.GELU)
@@ -84,7 +142,7 @@ def test_other_packages_are_named(copy, monkeypatch):
 
 
 def test_a_run_of_an_older_version_is_refused(copy):
-    edit_json(copy, "run.json", weights="", commit="abc123")
+    edit_json(copy, "run.json", files={}, commit="abc123")
     refuse(copy, "older version.*abc123")
 
 
@@ -93,14 +151,19 @@ def test_a_model_of_today_is_accepted(finished_run, script):
     assert not read_run(finished_run(script)).model().training
 
 
+def rehash(run, name):
+    """Records a changed file in run.json."""
+    sha256 = hashlib.sha256((run / name).read_bytes()).hexdigest()
+    edit_json(run, "run.json", files=read_json(run, "run.json")["files"] | {name: sha256})
+
+
 def rewritten(change):
     """A change of the weights that also changes their hash in run.json, which only the outputs give away."""
 
     def apply(run):
         state = {name: change(value) for name, value in read_weights(run).items()}
         safetensors.torch.save_file(state, run / "model.safetensors")
-        sha256 = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
-        edit_json(run, "run.json", weights=sha256)
+        rehash(run, "model.safetensors")
 
     return apply
 
@@ -114,6 +177,12 @@ def flip(name, position):
     return apply
 
 
+def with_other_logits(run):
+    stored = safetensors.torch.load_file(run / "reference.safetensors")
+    stored["logits"][0, 0] += 1
+    safetensors.torch.save_file(stored, run / "reference.safetensors")
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -121,11 +190,14 @@ def flip(name, position):
         (rewritten(lambda value: torch.rand(value.shape)), "logits"),
         (rewritten(lambda value: (value * 127).to(torch.int8)), "another shape or dtype"),
         (rewritten(lambda value: value[:1].clone()), "another shape or dtype"),
-        (lambda run: rewritten(lambda value: value)(run) or (run / "reference.safetensors").unlink(), "No such file"),
+        (
+            lambda run: rewritten(lambda value: value)(run) or (run / "reference.safetensors").unlink(),
+            "reference.safetensors cannot be read: No",
+        ),
         (flip("model.safetensors", -1), "not the file that the run wrote"),
         (flip("reference.safetensors", 0), "reference.safetensors is damaged"),
-        (flip("reference.safetensors", -1), "reference.safetensors is damaged|cropped diff"),
-        (lambda run: (run / "model.safetensors").unlink(), "cannot be read: No such file"),
+        (with_other_logits, "logits .* packages are the same, so the run folder was changed"),
+        (lambda run: (run / "model.safetensors").unlink(), "cannot be loaded: .* No such file"),
         (lambda run: (run / "model.safetensors").write_bytes(b""), "not the file that the run wrote"),
     ],
     ids="nan random int8 shape no-reference flipped flipped-header flipped-logit missing empty".split(),
@@ -163,6 +235,7 @@ def test_code_in_a_run_folder_is_not_executed(copy, tmp_path):
 def two_seeds(copy, tmp_path):
     """Two runs that differ in the seed, and a function that edits the script of the second."""
     other = Path(shutil.copytree(copy, tmp_path / "other"))
+    rewritten(lambda value: value + 1e-6 if value.is_floating_point() else value)(other)
     edit_json(other, "run.json", config=read_json(copy, "run.json")["config"] | {"seed": 1})
 
     def edit(old, new):
@@ -236,14 +309,23 @@ def test_a_script_that_does_not_match_its_hash_is_damaged(copy):
 
 def test_one_odd_run_is_left_out(two_seeds, tmp_path):
     a, b, _ = two_seeds
-    changed, again, damaged, unfinished = (Path(shutil.copytree(b, tmp_path / name)) for name in "cdef")
+    changed, again, damaged, unfinished, same = (Path(shutil.copytree(b, tmp_path / name)) for name in "vwxyz")
+    for number, run in enumerate((changed, again), 2):
+        rewritten(lambda value, number=number: value + number * 1e-6 if value.is_floating_point() else value)(run)
     edit_json(changed, "run.json", data_fingerprint="other")
+    edit_json(same, "run.json", config=read_json(same, "run.json")["config"] | {"seed": 2})
     (damaged / "predictions.csv").write_text("image_id\n")
     (unfinished / "metrics.json").unlink()
     found = comparison_of(tmp_path, out=tmp_path / "out")
     assert [experiment["seeds"] for experiment in found["experiments"]] == [[0, 1]]
     left_out = [note for note in found["notes"] if note.startswith("left out")]
-    for folder, words in ((changed, "data"), (again, "same options"), (damaged, "complete"), (unfinished, "not fin")):
+    for folder, words in (
+        (changed, "data"),
+        (again, "same options"),
+        (damaged, "complete"),
+        (unfinished, "not fin"),
+        (same, "same weights"),
+    ):
         assert any(str(folder) in note and words in note for note in left_out), words
     page = (tmp_path / "out" / "comparison.md").read_text()
     assert all(note in page for note in left_out)
@@ -257,7 +339,9 @@ def test_one_odd_run_is_left_out(two_seeds, tmp_path):
     [
         ("image_size", 10**9), ("image_size", "32"), ("image_size", 32.5), ("image_size", True), ("image_size", None),
         ("crop", "yes"), ("crop", 1), ("margin", float("nan")), ("margin", [0.1]), ("fit", {}), ("fit", "tile"),
-        ("seed", "0"), ("augment", []), ("blocks", 5), ("blocks", "999999,999999"), ("blocks", "8," * 2000 + "8"),
+        ("seed", "0"), ("seed", None), ("seed", True), ("seed", 10**400), ("lr", float("nan")), ("lr", 10**400),
+        ("limit", -1), ("split_by", None), ("augment", None), ("hidden", [1]),
+        ("blocks", {}), ("augment", []), ("blocks", 5), ("blocks", "999999,999999"), ("blocks", "8," * 2000 + "8"),
         ("hidden", 10**12), ("hidden", -1), ("split_by", 3), ("data", None), ("cache", 1), ("unknown", 1),
     ],
 )  # fmt: skip
@@ -265,6 +349,9 @@ def test_values_of_a_run_folder_are_checked(copy, name, value):
     edit_json(copy, "run.json", config=read_json(copy, "run.json")["config"] | {name: value})
     with pytest.raises(InputError):
         read_run(copy).model()
+    if name in TrainConfig.__dataclass_fields__ or not isinstance(value, int | str):
+        with pytest.raises(InputError):
+            compare.main([str(copy), "--out", str(copy.parent / "comparison")])
 
 
 @pytest.mark.parametrize(
@@ -277,6 +364,8 @@ def test_values_of_a_run_folder_are_checked(copy, name, value):
         ("data_report.json", {"majority": 1}), ("data_report.json", {"products": []}),
         ("data_report.json", {"products": {"shared": "abc"}}), ("data_report.json", {"majority": "nowhere"}),
         ("metrics.json", {"accuracy": 0.99}), ("metrics.json", {"f1": None}), ("metrics.json", {"n": 7}),
+        ("run.json", {"parameters": 10**400}), ("metrics.json", {"accuracy": 10**400}),
+        ("data_report.json", {"products": {"shared": ["\ud800"]}}), 
         ("metrics.json", {"loss": float("nan")}), ("metrics.json", {"loss": 3}), ("metrics.json", {"macro_f1": "1"}),
     ],
 )  # fmt: skip
@@ -301,6 +390,9 @@ def test_predictions_that_contradict_the_metrics_are_refused(copy, change, words
     header, *lines = (copy / "predictions.csv").read_text().splitlines()
     changed = [",".join(change(line.split(","))) for line in lines]
     (copy / "predictions.csv").write_text("\n".join([header, *changed]))
+    with pytest.raises(InputError, match="predictions.csv is not the file that the run wrote"):
+        read_run(copy)
+    rehash(copy, "predictions.csv")
     with pytest.raises(InputError, match=words):
         read_run(copy)
 
@@ -311,10 +403,31 @@ def test_deep_json_and_fifos_are_refused(copy):
     with pytest.raises(InputError, match="complete run folder"):
         read_run(copy)
     (copy / "metrics.json").write_text(text)
-    (copy / "predictions.csv").unlink()
-    os.mkfifo(copy / "predictions.csv")
-    with pytest.raises(InputError, match="not a regular file"):
-        read_run(copy)
+
+
+def make_sparse(path):
+    path.write_bytes(b"")
+    os.truncate(path, 10**11)
+
+
+@pytest.mark.parametrize(
+    "name", ["labels.json", "predictions.csv", "train_custom_cnn.py", "model.safetensors", "reference.safetensors"]
+)
+@pytest.mark.parametrize(
+    ("replace", "words"),
+    [
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.symlink_to(SAMPLE / "README.md"), "not a regular file"),
+        (make_sparse, "more than it can be"),
+    ],
+    ids="fifo endless link sparse".split(),
+)
+def test_only_regular_files_of_a_run_folder_are_read(copy, name, replace, words):
+    (copy / name).unlink()
+    replace(copy / name)
+    with pytest.raises(InputError, match=f"{name} .*{words}"):
+        read_run(copy).model()
 
 
 def test_a_run_folder_does_not_decide_what_is_read_and_written(copy, tmp_path, monkeypatch, cache):
@@ -387,6 +500,31 @@ def test_a_flipped_byte_in_a_checkpoint_is_one_message(stopped, record):
         records = sorted(file.infolist(), key=lambda info: -info.file_size)
     flip("checkpoint/last.pt", records[record].header_offset + records[record].file_size // 2)(folder)
     with pytest.raises(InputError, match="last.pt is damaged"):
+        train_custom_cnn.main(argv)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -5}, {"step": 10**9}, {"step": "x"}, {"seconds": 5}, {"seconds": {}}, {"origin": {}}, {"model": None},
+        {"origin": {"foreign": 1}}, {"identity": 5}, {"losses": torch.zeros(7)}, {"losses": None}, {"optimizer": 1},
+        None,
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_form_is_one_message(stopped, change):
+    folder, argv = stopped
+    path = folder / "checkpoint" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save([state] if change is None else state | change, path)
+    with pytest.raises(InputError, match="does not fit|another version|another run"):
+        train_custom_cnn.main(argv)
+
+
+def test_a_checkpoint_that_is_a_fifo_does_not_hang(stopped):
+    folder, argv = stopped
+    (folder / "checkpoint" / "last.pt").unlink()
+    os.mkfifo(folder / "checkpoint" / "last.pt")
+    with pytest.raises(InputError, match="damaged"):
         train_custom_cnn.main(argv)
 
 

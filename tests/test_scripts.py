@@ -153,6 +153,19 @@ def test_a_finished_run_is_not_overwritten(train):
     assert results(folder) == before
 
 
+@pytest.mark.parametrize("missing", ["model.safetensors", "predictions.csv"])
+def test_a_run_without_its_metrics_is_not_overwritten(train, missing):
+    folder = train("train_custom_cnn")
+    (folder / "metrics.json").unlink()
+    (folder / missing).unlink()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for more in ("--lr 0.5", "--resume", "--resume"):
+        with pytest.raises(InputError, match="metrics.json is missing.*--out"):
+            train("train_custom_cnn", more=more)
+        (folder / "checkpoint").mkdir(exist_ok=True)  # without a checkpoint
+    assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def test_dry_run_and_summary(train, capsys, tmp_path):
     folder = train("train_custom_cnn", more="--dry-run --summary")
     assert not (tmp_path / "out").exists() and (folder / "metrics.json").exists()

@@ -121,6 +121,83 @@ def test_the_files_of_a_split_have_the_same_columns(load, rows, tmp_path, column
         read_splits(str(tmp_path))
 
 
+def write_train(folder, *tables):
+    for i, columns in enumerate(tables):
+        table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+        pq.write_table(table, folder / f"train-{i:05}-of-{len(tables):05}.parquet")
+
+
+def test_lists_of_any_arrow_type_are_boxes(tmp_path):
+    boxes, other = [[1, 1, 20, 20], None], [[1, 2, 3], [4, 5, 6, 7]]
+    kinds = (pa.list_(pa.int64(), 4), pa.list_(pa.int64()), pa.large_list(pa.int64()))
+    columns = [pa.array(values, kind) for values, kind in zip((boxes, other, other), kinds, strict=True)]
+    write_train(tmp_path, *({"category": ["a", "b"], "bbox": column} for column in columns))
+    pq.write_table(pa.table({"category": ["a"], "bbox": pa.array([[5]])}), tmp_path / "val.parquet")
+    splits = read_splits(str(tmp_path))
+    assert splits["train"]["bbox"] == boxes + other + other
+    assert splits["validation"].append(splits["train"])["bbox"] == [[5], *boxes, *other, *other]
+
+
+IDS = {  # what is stored, and what is read
+    "nan": (pa.array([float("nan"), 1.5, None]), [None, "1.5", None]),
+    "numbers": (pa.array([7, None, 2**63], pa.uint64()), ["7", None, str(2**63)]),
+    "dictionary": (pa.array(["a", None, "b"]).dictionary_encode(), ["a", None, "b"]),
+    "large strings": (pa.array(["a", None, "b"], pa.large_string()), ["a", None, "b"]),
+    "dates": (pa.array([0, None, 10**9], pa.timestamp("s")), ["1970-01-01 00:00:00", None, "2001-09-09 01:46:40"]),
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_are_texts(tmp_path, kind):
+    stored_ids, expected = IDS[kind]
+    write_train(tmp_path, {name: stored_ids for name in ("product_id", "category")})
+    table = read_splits(str(tmp_path))["train"]
+    assert table["product_id"] == table["category"] == expected
+
+
+NO_TEXT = pa.Array.from_buffers(
+    pa.string(), 2, [None, pa.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0])), pa.py_buffer(b"\xe9\xe9")]
+)
+NO_IDS = {
+    "not UTF-8": (NO_TEXT, "of type string cannot be read: .*UTF"),
+    "lists": (pa.array([["a"], ["b"]]), "must contain texts or numbers; it contains list<"),
+    "structs": (pa.array([{"id": 1}, None]), "must contain texts or numbers; it contains struct<"),
+    "no dates": (pa.array([2**62, 2**61], pa.timestamp("us")), r"of type timestamp\[us\] cannot be read: "),
+}
+
+
+@pytest.mark.parametrize("column", ["product_id", "image_id", "category"])
+@pytest.mark.parametrize("kind", NO_IDS)
+def test_what_cannot_be_an_id(tmp_path, kind, column):
+    values, words = NO_IDS[kind]
+    write_train(tmp_path, {column: values})
+    with pytest.raises(InputError, match=f"train-00000-of-00001.parquet.*{words}"):
+        read_splits(str(tmp_path))
+
+
+def test_text_that_is_not_utf8_beside_an_image(tmp_path):
+    images = pa.StructArray.from_arrays([pa.array([b"1", b"2"]), NO_TEXT], ["bytes", "path"])
+    write_train(tmp_path, {"image": images, "mask": NO_TEXT})
+    table = read_splits(str(tmp_path))["train"]
+    for column in ("image", "mask"):
+        assert list(table.images(column)) == ["the row stores text that is not UTF-8"] * 2
+
+
+def test_two_columns_of_one_name(tmp_path):
+    write_train(tmp_path, pa.table([["a"], ["b"], ["c"]], names=["category", "note", "category"]))
+    with pytest.raises(InputError, match="has several columns category: keep one of them"):
+        read_splits(str(tmp_path))
+
+
+def test_a_file_that_is_replaced_before_its_images_are_read(rows, tmp_path):
+    """The ids and labels are those of the old file. predict.py reads images in this way."""
+    write_train(tmp_path, pa.Table.from_pylist(rows["train"]))
+    inputs = read_inputs(str(tmp_path))
+    write_train(tmp_path, pa.Table.from_pylist(rows["train"][:9]))
+    with pytest.raises(InputError, match="the data was changed while it was read"):
+        list(inputs.items())
+
+
 def test_other_columns_of_the_files_may_differ(rows, tmp_path):
     for i in range(2):
         part = [dict(row, note=[i, "a"][i]) for row in rows["train"]]
@@ -320,6 +397,21 @@ def test_only_regular_files_of_the_folder_are_opened(load, nested, secret, kind)
     assert len(train) == 4 and words in train.problems[0]["reason"]
 
 
+def test_a_huge_file_is_not_read(load, nested):
+    os.truncate(nested / "train" / "Bread" / "1.jpg", 2**40)
+    with pytest.raises(InputError, match="(?s)1 of 4 train rows.*Bread/1.jpg.*the file is larger than 2 GB"):
+        load(str(nested), crop=False)
+
+
+def test_a_file_that_does_not_fit_into_memory(load, nested, monkeypatch):
+    def no_memory(*args):
+        raise MemoryError
+
+    monkeypatch.setattr("common.data.table.open", no_memory, raising=False)
+    with pytest.raises(InputError, match="(?s)4 of 4 train rows.*the file does not fit into memory"):
+        load(str(nested), crop=False)
+
+
 def test_links_within_the_folder_are_read(load, nested):
     (nested / "train" / "Bread" / "9.jpg").symlink_to("../Fruit/Pear/1.jpg")
     assert len(load(str(nested), crop=False)[0]) == 5
@@ -341,6 +433,30 @@ def test_images_without_a_line_of_metadata_have_no_ids(load, nested):
     found = load(str(nested), crop=False)[0].ids()
     assert found["product_id"] == ["a", "", "", ""]
     assert found["image_id"] == ["bread-1", "Fruit/Pear/1.jpg", "Fruit/Red Apple/1.jpg", "Fruit/Red Apple/2.JPG"]
+    (nested / "train" / "metadata.jsonl").write_text(json.dumps(line | dict(product_id=float("nan"), image_id=None)))
+    found = load(str(nested), crop=False)[0].ids()
+    assert found["product_id"] == [""] * 4 and found["image_id"][0] == "Bread/1.jpg"
+
+
+CSV = {
+    "decimal commas": ("file_name,bbox,note\nBread/1.jpg,1,5,2,9,9\n", "line 2 has more values than .* double quotes"),
+    "after two lines": ('file_name,note\nBread/1.jpg,"a\nb"\n\nBread/2.jpg,1,5\n', "line 5 has more values"),
+    "twice": ("file_name,bbox,bbox\nBread/1.jpg,,\n", "it has several columns bbox"),
+    "open quote": ('file_name,bbox\nBread/1.jpg,"[1, 2, 9, 9]\nBread/2.jpg,\n', "unexpected end of data"),
+}
+
+
+@pytest.mark.parametrize("kind", CSV)
+def test_csv_that_could_be_read_wrongly(load, nested, kind):
+    text, words = CSV[kind]
+    (nested / "train" / "metadata.csv").write_text(text)
+    with pytest.raises(InputError, match=f"metadata.csv cannot be read: {words}"):
+        load(str(nested), crop=False)
+
+
+def test_csv_with_empty_columns_at_the_end(load, nested):
+    (nested / "train" / "metadata.csv").write_text("file_name,product_id,,\nBread/1.jpg,a,,\nFruit/Pear/1.jpg\n")
+    assert load(str(nested), crop=False)[0].ids()["product_id"] == ["a", "", "", ""]
 
 
 @pytest.mark.parametrize("text", ['["file_name"]', '{"file_name": 3}', "[" * 100_000, '{"file_name": "a", "bbox": '])

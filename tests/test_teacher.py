@@ -16,7 +16,7 @@ from common.config import InputError, Interrupted
 from common.data.dataset import load_splits
 from common.distillation import TEACHER_WEIGHT, TEMPERATURE, distilled, load_teacher
 from common.finished_run import read_run
-from tests.helpers import edit_json, logits_of
+from tests.helpers import edit_json, logits_of, read_json
 
 SMALL = "--data sample --limit 48 --image-size 32 --epochs 2 --crop"
 CNN, VIT = "--blocks 8k3p2 --hidden 16", "--dim 16 --depth 1 --num-heads 2 --patch-size 8"
@@ -105,6 +105,7 @@ def test_another_teacher_in_the_same_place_is_another_run(teacher, tmp_path, cac
         train_custom_cnn.main(line.split())
     weights = changed((place / "model.safetensors").read_bytes())
     (place / "model.safetensors").write_bytes(weights)
-    edit_json(place, "run.json", weights=hashlib.sha256(weights).hexdigest())
+    files = read_json(place, "run.json")["files"] | {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+    edit_json(place, "run.json", files=files)
     with pytest.raises(InputError, match="another run: teacher was"):
         train_custom_cnn.main([*line.split(), "--resume"])

@@ -8,6 +8,8 @@ import re
 import shlex
 import shutil
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -20,6 +22,7 @@ import predict
 from common.config import InputError, Interrupted, parse, printable, run
 from common.files import csv_text, markdown_table, markdown_text, write_csv
 from common.finished_run import read_run
+from common.run_folder import RunFolder
 from tests.helpers import ROOT, SAMPLE, SCRIPTS, SMALL, launch, main, read_json
 from train_custom_cnn import Config
 
@@ -224,6 +227,7 @@ def test_a_run_ends_with_its_score_and_commands_that_work(data, options, empty_f
     monkeypatch.chdir(tmp_path)
     shutil.copytree(SAMPLE, "its own")
     argv = [*options("train_custom_cnn"), "--crop", "--out", "with space/it's", "--data", data]
+    monkeypatch.setattr(sys, "argv", ["my project/train_custom_cnn.py", *argv])
     folder = main("train_custom_cnn", argv)
     finished, results, following, last = capsys.readouterr().out.splitlines()[-4:]
     metrics, card = read_json(folder, "metrics.json"), (folder / "README.md").read_text("utf-8")
@@ -231,11 +235,28 @@ def test_a_run_ends_with_its_score_and_commands_that_work(data, options, empty_f
     assert score.startswith(f"{metrics['accuracy']:.3f}")
     assert finished == f"finished: {folder}: accuracy {score} (95 % confidence interval) on 48 val rows"
     assert str(folder / "README.md") in results
+    assert f"python train_custom_cnn.py {shlex.join(argv)}\n" in card
     for line, script in ((following.removeprefix("next:"), predict), (last, compare)):
         python, path, *argv = shlex.split(line)
         assert os.path.realpath(path) == script.__file__ and "python" in python
         assert script.main(argv), "as pasted"
     assert "add --data" not in capsys.readouterr().out, "compare.py reads the data for its baseline"
+
+
+def next_commands(path, data):
+    run = SimpleNamespace(path=Path(path), config=SimpleNamespace(data=data, dry_run=False))
+    return [shlex.split(line)[-2:] for line in RunFolder._closing_lines(run, {"accuracy": 1, "n": 1}, {})[2:]]
+
+
+def test_commands_for_names_that_look_like_options():
+    predict_line, compare_line = next_commands("-x", "-d")
+    assert predict_line == ["./-x", "./-d"] and compare_line == ["--data", "./-d"]
+    assert next_commands("x", "sample")[0] == ["x", "sample"]
+
+
+@pytest.mark.parametrize(("path", "data"), [("a\x1bb", "sample"), ("a", "b\nc")])
+def test_commands_that_could_not_be_pasted_are_left_out(path, data):
+    assert next_commands(path, data) == []
 
 
 def test_the_help_of_summary_says_that_training_follows(capsys):

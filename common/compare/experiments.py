@@ -41,11 +41,11 @@ class Experiment:
 
 
 def comparable(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str]]:
-    """Leaves out runs that most of the others cannot be compared with, so that one odd run does not stop a comparison.
+    """Leaves out copies, and runs that most of the others cannot be compared with.
 
     Returns:
         The other runs, and a sentence for each run that is left out. If less than two would remain, or if there is no
-        majority, all runs, for `group_runs` to say what is wrong.
+        majority, all runs but copies, for `group_runs` to say what is wrong.
     """
     keep, notes = list(runs), list[str]()
 
@@ -54,30 +54,29 @@ def comparable(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str
         notes.extend(f"left out: {run.folder} {reasons[run.folder]}" for run in keep if run.folder in reasons)
         keep = [run for run in keep if run.folder not in reasons]
 
+    leave_out(
+        _repeats(keep, lambda run: run.info.files.get("model.safetensors", run.folder), "has the same weights as")
+    )
+    distinct, copies = keep.copy(), notes.copy()
     # Different rows may be unusable with and without --crop, so the data is compared separately for each.
-    leave_out(_minority(keep, lambda run: (run.info.config["split_by"], run.info.config["crop"]), _data, "data"))
-    leave_out(_minority(keep, lambda run: run.info.config["split_by"], _val_rows, "val rows"))
-    firsts: dict[tuple, FinishedRun] = {}
-    for run in keep:
-        firsts.setdefault((_key(run), run.info.config["seed"], run.info.config["split_by"]), run)
-    repeated = {
-        run.folder: f"has the same options and seed as {first.folder}"
-        for run in keep
-        if (first := firsts[_key(run), run.info.config["seed"], run.info.config["split_by"]]) is not run
-    }
-    leave_out(repeated)
+    leave_out(_minority(keep, lambda run: (_fold(run), run.info.config["crop"]), _data, "data"))
+    leave_out(_minority(keep, _fold, _val_rows, "val rows"))
+    leave_out(_repeats(keep, lambda run: (_key(run), _seed(run), _fold(run)), "has the same options and seed as"))
     folds: dict[tuple, set[str]] = {}
     for run in keep:
-        folds.setdefault((_key(run), run.info.config["seed"]), set()).add(run.info.config["split_by"])
-    most = {key: max((seeds for k, seeds in folds.items() if k[0] == key), key=len) for key, _ in folds}
-    leave_out(
-        {
-            run.folder: "belongs to a seed whose other folds are missing"
-            for run in keep
-            if folds[_key(run), run.info.config["seed"]] < most[_key(run)]
-        }
-    )
-    return (keep, notes) if len(keep) > 1 else (list(runs), [])
+        folds.setdefault((_key(run), _seed(run)), set()).add(_fold(run))
+    most = {key: max((found for k, found in folds.items() if k[0] == key), key=len) for key, _ in folds}
+    incomplete = [run for run in keep if folds[_key(run), _seed(run)] < most[_key(run)]]
+    leave_out({run.folder: "belongs to a seed whose other folds are missing" for run in incomplete})
+    return (keep, notes) if len(keep) > 1 else (distinct, copies)
+
+
+def _repeats(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any], words: str) -> dict[Path, str]:
+    """The runs with the same `key` as an earlier one, and the reason to leave them out, which begins with `words`."""
+    firsts: dict[Any, FinishedRun] = {}
+    for run in runs:
+        firsts.setdefault(key(run), run)
+    return {run.folder: f"{words} {firsts[key(run)].folder}" for run in runs if firsts[key(run)] is not run}
 
 
 def _minority(
@@ -93,6 +92,14 @@ def _minority(
         if value(run) != common and count > others[0][1]:
             odd[run.folder] = f"used other {what} than most runs"
     return odd
+
+
+def _fold(run: FinishedRun) -> str:
+    return run.info.config["split_by"]
+
+
+def _seed(run: FinishedRun) -> int:
+    return run.info.config["seed"]
 
 
 def _data(run: FinishedRun) -> str:
@@ -129,7 +136,7 @@ def code_notes(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def _script_lines(run: FinishedRun) -> list[str]:
-    return run.script.read_text(encoding="utf-8", errors="replace").splitlines() if run.info.code else []
+    return run.script.read_bytes().decode("utf-8", "replace").splitlines() if run.info.code else []
 
 
 def group_runs(runs: Sequence[FinishedRun]) -> list[Experiment]:

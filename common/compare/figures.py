@@ -6,10 +6,9 @@ from textwrap import fill
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix
 
 from common.compare.questions import Question, ScoredExperiment
-from common.figures import confusion_side, draw_confusion
+from common.figures import confusion_counts, confusion_side, draw_confusion
 from common.metrics import calibration_bins
 from common.stats import format_share
 
@@ -82,9 +81,10 @@ def confusions(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
     figure = Figure(figsize=(side * len(scored_experiments), side + 0.3), layout="constrained")
     axes = figure.subplots(1, len(scored_experiments), squeeze=False)
     for axis, scored in zip(axes[0], scored_experiments, strict=True):
-        predictions = scored.experiment.predictions
-        counts = sum(confusion_matrix(scored.labels, row, labels=classes) for row in predictions)
-        draw_confusion(axis, counts / len(predictions), classes)
+        predictions = np.searchsorted(classes, scored.experiment.predictions)
+        labels = np.searchsorted(classes, scored.labels)
+        counts = [confusion_counts(labels, row, len(classes)) for row in predictions]
+        draw_confusion(axis, np.mean(counts, axis=0), classes)
         title = f"{scored.name}: accuracy {format_share(scored.estimates['accuracy'].value)}"
         axis.set_title(fill(title, 2 * LABEL_WIDTH), fontsize=11)
     return figure

@@ -7,6 +7,7 @@ is still visible, so the outline alone is scored too.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,13 @@ def check_shortcuts(runs: Sequence[FinishedRun], out: Path, **source: str) -> li
         The content of shortcuts.json.
     """
     names = ["-".join(run.folder.resolve().parts[-2:]) for run in runs]
-    repeats = [f"-{names[:i].count(name) + 1}" * (name in names[:i]) for i, name in enumerate(names)]
-    figures = [f"shortcuts-{name}{repeat}.png" for name, repeat in zip(names, repeats, strict=True)]
-    check_output_folder(out, ["shortcuts.json", *figures], key="product_against_background")
+    figures: list[str] = []
+    for name in names:
+        choices = (f"shortcuts-{name}{suffix}.png" for suffix in chain([""], (f"-{i}" for i in count(2))))
+        taken = set(map(str.lower, figures))  # some file systems ignore case
+        figures.append(next(choice for choice in choices if choice.lower() not in taken))
+    fields = {"run": str, "accuracy": dict, "product_against_background": dict}
+    check_output_folder(out, ["shortcuts.json", *figures], **fields)
     results, figure_of, rows = [], {}, []
     for run, name in zip(runs, figures, strict=True):
         val, views = masked_views(run, **source)
@@ -51,6 +56,7 @@ def check_shortcuts(runs: Sequence[FinishedRun], out: Path, **source: str) -> li
         for view, pixels in tqdm(views.items(), desc=printable(run.folder.name), disable=None):
             split = replace(val, pixels=pixels, index=np.arange(len(val)))
             predictions[view] = evaluate(model, split, accelerator, run.config.fit).argmax(1)
+        run.check_predictions(predictions["as trained"])
         scored = {
             view: ScoredExperiment(_as_experiment(run, val, view, predicted)) for view, predicted in predictions.items()
         }

@@ -35,7 +35,7 @@ class ClassificationDataset(torch.utils.data.Dataset):
     source_rows: int  # number of rows of the split in the source
     dropped: int  # source rows whose category is not used: absent from val or, with --split-by, in a single group
     problems: list[dict]  # rows skipped by --bad-rows skip: split, row (its number in the source), id, reason
-    fingerprint: str  # hexadecimal sha256 of the rows' content (image bytes, boxes, labels)
+    fingerprint: str  # hexadecimal sha256 of the rows' content (image bytes, boxes, labels) and of what is left out
     boxes: np.ndarray | None = None  # (N, 7) float64 with --crop, see common.data.crop.box_row
     device_pixels: torch.Tensor | None = None  # copy of pixels on a GPU
     masks: np.ndarray | None = None  # (N, 1, S, S) uint8 product masks; loaded only for runs that use them
@@ -159,7 +159,7 @@ def _load_and_split(rows, categories, config, decode_too) -> tuple[Classificatio
         dropped = all_rows.dropped if name == "train" else 0
         if not chosen.any():
             raise InputError(f"--split-by {config.split_by} leaves no {name} rows: use fewer folds or more rows.")
-        source_rows = int(chosen.sum()) + len(problems) + dropped
+        source_rows = int(in_split.sum())  # rows that are dropped are in no fold, and so in train
         splits.append(all_rows.part(chosen, problems=problems, dropped=dropped, source_rows=source_rows))
     train, val = splits
     return train, val
@@ -203,6 +203,7 @@ def _load_split(split, rows, categories, classes, config, decode_too) -> Classif
     if not len(index):
         raise InputError(f"--data {config.data} has no usable {split} rows.")
     labels = torch.tensor([label_of[categories[i]] for i in chosen[index]])
+    identity = [content, labels.tolist(), *[index.tolist()] * (len(index) < len(chosen))]
     return ClassificationDataset(
         pixels=decoded.pixels,
         index=index,
@@ -216,5 +217,5 @@ def _load_split(split, rows, categories, classes, config, decode_too) -> Classif
         source_rows=len(categories),
         dropped=dropped,
         problems=problems,
-        fingerprint=hashlib.sha256(json.dumps([content, labels.tolist()]).encode()).hexdigest(),
+        fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
     )

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.config import ID_COLUMNS, InputError
-from common.data.table import ImageFiles, Table, clean_category, printable_name, read_file
+from common.data.table import ImageFiles, Table, as_text, clean_category, file_state, printable_name, read_file
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -74,6 +74,8 @@ def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dic
     others = set(files).difference(*images.values())
     unread, tables = [], {}
     for split, names in images.items():
+        paths = [os.path.join(folder, name) for name in names]
+        image_files = ImageFiles(paths, [file_state(path) for path in paths], str(folder))
         metadata: dict[str, dict] = {}
         file = next((f"{split}/{name}" for name in METADATA if f"{split}/{name}" in others), None)
         if file:
@@ -81,7 +83,7 @@ def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dic
             metadata = _read_metadata(folder, file, names)
             known = {_in_split(name) for name in names}
             unread += [f"{file}: {name}" for name in metadata if name not in known]
-        tables[split] = _table(folder, names, metadata)
+        tables[split] = _table(image_files, names, metadata)
     unread = [*skipped, *sorted(others), *unread]
     return {split: replace(table, unread=tuple(map(printable_name, unread))) for split, table in tables.items()}
 
@@ -112,21 +114,21 @@ def _check_categories(folder: Path, class_folders: set[str]) -> None:
             )
 
 
-def _table(folder: Path, names: list[str], metadata: dict[str, dict]) -> Table:
+def _table(files: ImageFiles, names: list[str], metadata: dict[str, dict]) -> Table:
     file_names = [_in_split(name) for name in names]
     lines = [metadata.get(name, {}) for name in file_names]
     given = {key for line in metadata.values() for key in line}
     columns: dict[str, list] = {"image_id": file_names}
     for key in ID_COLUMNS:
         if key in given:
-            ids = [None if line.get(key) is None else printable_name(str(line[key])) for line in lines]
+            texts = [as_text(line.get(key)) for line in lines]
+            ids = [text and printable_name(text) for text in texts]
             columns[key] = ids if key != "image_id" else [i or name for i, name in zip(ids, file_names, strict=True)]
     columns["category"] = [printable_name(name.split("/")[-2]) for name in names]
     types = {"image": "image"} | dict.fromkeys(columns, "string")
     if "bbox" in given:
         columns["bbox"], types["bbox"] = [_parse_box(line.get("bbox")) for line in lines], "list of double"
     arrays = {name: pa.chunked_array([pa.array(values)]) for name, values in columns.items()}
-    files = ImageFiles([os.path.join(folder, name) for name in names], str(folder))
     return Table(arrays, types, files, np.arange(len(names)))
 
 
@@ -141,10 +143,7 @@ def _read_metadata(folder: Path, file: str, images: list[str]) -> dict[str, dict
         if path.suffix == ".jsonl":
             lines = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
-            lines = [
-                {key: value for key, value in line.items() if value not in (None, "")}
-                for line in csv.DictReader(io.StringIO(text, newline=""))
-            ]
+            lines = [{key: value for key, value in line.items() if value} for _, line in csv_lines(text)[1]]
     except (ValueError, RecursionError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     by_name: dict[str, dict] = {}
@@ -161,6 +160,28 @@ def _read_metadata(folder: Path, file: str, images: list[str]) -> dict[str, dict
             f"{path} lists none of the images in its folder: file_name must be a path such as {_in_split(images[0])}."
         )
     return by_name
+
+
+def csv_lines(text: str) -> tuple[Sequence[str], list[tuple[int, dict[str, Any]]]]:
+    """The header of a CSV file, and the number and the values of each line. Values missing at the end are None.
+
+    Raises:
+        ValueError: two columns have the same name, or a line has more values than the header.
+        csv.Error: the text is not CSV.
+    """
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    columns, lines = reader.fieldnames or [], []
+    twice = [name for name in columns if name and columns.count(name) > 1]
+    if twice:
+        raise ValueError(f"it has several columns {twice[0]}")
+    for line in reader:
+        if None in line:
+            raise ValueError(
+                f"line {reader.line_num} has more values than the header has columns. Write decimal numbers with a "
+                "point, and values that contain a comma in double quotes."
+            )
+        lines.append((reader.line_num, line))
+    return columns, lines
 
 
 def _parse_box(value: Any) -> list[float] | None:

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from common.config import ID_COLUMNS, InputError
-from common.data.table import ParquetFiles, Table, file_problem, open_parquet, printable_name
+from common.data.table import ParquetFiles, Table, as_text, file_problem, file_state, open_parquet, printable_name
 
-IN_MEMORY = (*ID_COLUMNS, "category", "bbox")
+TEXTS = (*ID_COLUMNS, "category")
+IN_MEMORY = (*TEXTS, "bbox")
 IMAGES = ("image", "mask")
 KEYWORDS = {  # words in the names of files and folders, as in the library datasets
     "train": ("train", "training"),
@@ -97,10 +98,14 @@ def check_complete(folder: Path, names: list[str]) -> None:
 def _read_files(paths: list[str], unread: tuple[str, ...]) -> Table:
     tables: list[pa.Table] = []
     types: dict[str, str] = {}
+    states = [file_state(path) for path in paths]
     for path in paths:
         with open_parquet(path) as file:
             class_names = _class_names(file.schema_arrow)
             file_types = {field.name: _type_name(field) for field in file.schema_arrow}
+            twice = [name for name in (*IN_MEMORY, *IMAGES) if file.schema_arrow.names.count(name) > 1]
+            if twice:
+                raise InputError(f"{path} has several columns {twice[0]}: keep one of them.")
             if class_names:
                 file_types["category"] = "class label"
             types = types or file_types
@@ -118,9 +123,35 @@ def _read_files(paths: list[str], unread: tuple[str, ...]) -> Table:
         if class_names:
             named = _named(table["category"].to_pylist(), class_names, path)
             table = table.set_column(names.index("category"), "category", pa.array(named, pa.string()))
+        for i, name in enumerate(names):
+            table = table.set_column(i, name, _plain(name, table[name], path))
         tables.append(table.cast(tables[0].schema) if tables else table)
-    rows, files = pa.concat_tables(tables), ParquetFiles(paths)
+    rows, files = pa.concat_tables(tables), ParquetFiles(paths, states)
     return Table({name: rows[name] for name in rows.column_names}, types, files, np.arange(len(files)), unread)
+
+
+def _plain(name: str, values: pa.ChunkedArray, path: str) -> pa.ChunkedArray:
+    """The values of a column in the type that stands for all similar ones: ids and categories as texts, boxes as lists.
+
+    Raises:
+        InputError: a value cannot be read, or an id or a category is a list or anything else that is no text.
+    """
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    if name in TEXTS and pa.types.is_nested(kind):
+        raise InputError(f"{path}: the column {name} must contain texts or numbers; it contains {kind}.")
+    try:
+        values.validate(full=True)  # text may not be UTF-8
+        if _is_list(kind):
+            return values.cast(pa.list_(kind.value_type))
+        if name == "bbox" or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            return values.cast(pa.string() if name in TEXTS else kind)
+        return pa.chunked_array([pa.array([as_text(value) for value in values.to_pylist()], pa.string())])
+    except (ArithmeticError, ValueError, pa.ArrowException) as error:  # such as a date after the year 9999
+        raise InputError(f"{path}: the column {name} of type {kind} cannot be read: {error}") from error
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _class_names(schema: pa.Schema) -> list[str]:
@@ -150,6 +181,6 @@ def _type_name(field: pa.Field) -> str:
         return "image"
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if _is_list(kind):
         return f"list of {kind.value_type}"
     return "string" if pa.types.is_large_string(kind) else str(kind)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.config import DataConfig, InputError
 from common.data.crop import box_row, crop_image, padding
-from common.data.table import ImageFiles, Table
+from common.data.table import CHANGED, ImageFiles, Table
 from common.files import atomic_path
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG includes MPO; EPS, for one, would start Ghostscript
@@ -73,9 +73,12 @@ def content_hash(rows: Table, selection: list, cache: str) -> str:
     """Hexadecimal sha256 of the image files and boxes of `rows`.
 
     The hash is stored in the folder `cache`, because rereading gigabytes takes longer than the rest of the start-up.
-    Its key combines `selection`, which identifies the rows within their files, with the state of these files: path,
-    size, times, device and inode. If each image is a separate file, the key combines the same properties of all image
-    files with the boxes instead.
+    Its key combines `selection`, which identifies the rows within their files, with the state of these files when
+    `rows` was read: path, size, times, device and inode. If each image is a separate file, the key combines the same
+    properties of all image files with the boxes instead.
+
+    Raises:
+        InputError: the files were changed since `rows` was read.
     """
     key = _content_key(rows, selection)
     stored = Path(cache, "content", key or "none")
@@ -86,6 +89,7 @@ def content_hash(rows: Table, selection: list, cache: str) -> str:
         print(f"note: {stored} is damaged: the image files are read again")
     sha256 = hashlib.sha256()
     deque(_image_batches(rows, sha256), maxlen=0)  # only to read them
+    rows.check_unchanged()
     if key:
         with suppress(OSError), atomic_path(stored) as partial:  # a shared cache may be read-only
             partial.write_text(f"{sha256.hexdigest()} {_checksum(key, sha256.hexdigest())}", encoding="utf-8")
@@ -94,12 +98,10 @@ def content_hash(rows: Table, selection: list, cache: str) -> str:
 
 def _content_key(rows: Table, selection: list) -> str | None:
     """A key that identifies `rows` without reading image files; None if a file is missing."""
+    states = rows.files.states
     if isinstance(rows.files, ImageFiles):
-        paths = [rows.files.paths[number] for number in rows.numbers]
+        states = [states[number] for number in rows.numbers]
         selection = rows["bbox"] if "bbox" in rows else [None] * len(rows)
-    else:
-        paths = rows.files.paths
-    states = [_file_state(path) for path in paths]
     if None in states:
         return None
     return hashlib.sha256(json.dumps([selection, states], default=str).encode()).hexdigest()[:32]
@@ -118,14 +120,14 @@ class Pixels(NamedTuple):
 def decode_images(split: str, rows: Table, content: str, configs: Sequence[DataConfig]) -> Pixels:
     """The pixels of `rows` for the first of `configs`, from the cache or decoded now, for all of `configs` at once.
 
-    A folder of the cache contains the arrays of `Pixels`, and checksums.json with a checksum of each file. The folder
-    is named after a hash of `content` (see `content_hash`) and of every setting that affects the pixels. All new
-    folders are filled in one pass: each image is read once and, except for JPEG, decoded once.
+    A folder of the cache contains the arrays of `Pixels`, and checksums.json with a checksum of each file and the name
+    of the folder, which is a hash of `content` (see `content_hash`) and of every setting that affects the pixels. All
+    new folders are filled in one pass: each image is read once and, except for JPEG, decoded once.
 
     Raises:
         InputError: the cache cannot be written.
     """
-    version = 5  # to be increased when the content of the folder changes
+    version = 6  # to be increased when the content of the folder changes
     folders = {}
     for config in configs:
         crop = [config.crop, config.margin * config.crop, config.fit, config.image_size]
@@ -166,9 +168,9 @@ def _fill_folders(split: str, rows: Table, content: str, folders: dict[Path, Dat
         for count in map_ahead(lambda batch: _decode_batch(batch[0], batch[1], arrays), batches, ahead=2 * WORKERS):
             progress.update(count)
         if sha256.hexdigest() != content:
-            raise InputError(f"the {split} data was changed while it was read: start again when it is complete.")
-        for array in arrays:
-            array.finish()
+            raise InputError(CHANGED)
+        for path, array in zip(folders, arrays, strict=True):
+            array.finish(path.name)
 
 
 def _read_folder(folder: Path, n: int, size: int) -> Pixels | None:
@@ -179,7 +181,7 @@ def _read_folder(folder: Path, n: int, size: int) -> Pixels | None:
     try:
         if PartialState().is_local_main_process:
             checksums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
-            if any(checksums[name] != _file_checksum(folder / name) for name in FILES):
+            if checksums["folder"] != folder.name or any(checksums[n] != _file_checksum(folder / n) for n in FILES):
                 return None
         pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
         crop_sizes, boxes, hashes = (np.load(folder / name, allow_pickle=False) for name in FILES[1:4])
@@ -278,14 +280,14 @@ class _PixelArray:
             image = image.crop((x, y, config.image_size - x, config.image_size - y))
         self.hashes[i] = file_hash, difference_hash(image)
 
-    def finish(self) -> None:
-        """Writes everything but the pixels, which are already in their file."""
+    def finish(self, name: str) -> None:
+        """Writes everything but the pixels, which are already in their file. `name` is the folder's final name."""
         self.pixels.flush()
         np.save(self.folder / "crop_sizes.npy", self.crop_sizes)
         np.save(self.folder / "boxes.npy", self.boxes)
         np.save(self.folder / "hashes.npy", self.hashes)
         (self.folder / "problems.json").write_text(json.dumps(self.problems), encoding="utf-8")
-        checksums = {name: _file_checksum(self.folder / name) for name in FILES}
+        checksums = {"folder": name} | {file: _file_checksum(self.folder / file) for file in FILES}
         (self.folder / "checksums.json").write_text(json.dumps(checksums), encoding="utf-8")
 
 
@@ -329,16 +331,3 @@ def _image_batches(
             else:
                 sha256.update(json.dumps([image, bbox], default=str).encode())
         yield first, batch
-
-
-def _file_state(path: str) -> list | None:
-    """Absolute path, size, times, device and inode of a file, which also change if it is replaced by another.
-
-    None if it does not exist.
-    """
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    times = status.st_mtime_ns, status.st_ctime_ns
-    return [os.path.abspath(path), status.st_size, *times, status.st_dev, status.st_ino]

@@ -1,5 +1,6 @@
 """Data sources: the bundled sample, the Hugging Face Hub, Parquet files and image folders. Images stay encoded."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -60,10 +61,10 @@ def read_splits(data: str) -> dict[str, Table]:
     Raises:
         InputError: there is no such data, or it cannot be read.
     """
-    source = Path(data)
-    if source.is_file() and source.suffix == ".parquet":
+    source = Path(data)  # os.path, unlike Path, finds no file under a name that is too long
+    if os.path.isfile(data) and source.suffix == ".parquet":
         return read_parquet(source.parent, {"train": [source.name]}, root=None)
-    if data == "sample" or source.is_dir():
+    if data == "sample" or os.path.isdir(data):
         source = SAMPLE if data == "sample" else source
         files, skipped = list_files(source)
         parquet = [name for name in files if name.endswith(".parquet")]
@@ -89,7 +90,7 @@ def read_splits(data: str) -> dict[str, Table]:
 
 def is_hub_id(name: str) -> bool:
     """Whether `name` has the form owner/name and is not an existing path."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not Path(name).exists()
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not os.path.exists(name)
 
 
 def _concatenate(train: Table, val: Table | None) -> Table:
@@ -104,9 +105,10 @@ def _concatenate(train: Table, val: Table | None) -> Table:
                 f"train and val cannot be combined for --split-by: the column {name} is {train.types[name]} in train "
                 f"and {val.types[name]} in val."
             )
-    if "image_id" in names and set(train["image_id"]) & set(val["image_id"]):  # such as paths relative to the split
-        train = train.with_column("image_id", [f"train/{name}" for name in train["image_id"]])
-        val = val.with_column("image_id", [f"val/{name}" for name in val["image_id"]])
+    shared = set(train["image_id"]) & set(val["image_id"]) if "image_id" in names else set()
+    if shared - {None, ""}:  # such as paths relative to the split; a missing id stays missing
+        train = train.with_column("image_id", [name and f"train/{name}" for name in train["image_id"]])
+        val = val.with_column("image_id", [name and f"val/{name}" for name in val["image_id"]])
     return train.append(val)
 
 

@@ -13,11 +13,19 @@ import pyarrow.parquet as pq
 
 from common.config import InputError
 
+MAX_FILE = 2 * 10**9  # bytes of an image, or of a file of metadata or boxes
+CHANGED = "the data was changed while it was read: start again when it is complete."
+
+
+def as_text(value: Any) -> str | None:
+    """An id or a category as text; None if it is missing, which NaN also means."""
+    return None if value is None or value != value else str(value)
+
 
 def clean_category(name: str | None) -> str | None:
     """Normalises a category name: 'Coffee Table' and 'coffee_table ' become 'coffee_table'. None if it is empty."""
-    missing = name is None or name != name  # None or NaN
-    return None if missing else "_".join(str(name).lower().split()) or None
+    text = as_text(name)
+    return None if text is None else "_".join(text.lower().split()) or None
 
 
 def printable_name(name: str) -> str:
@@ -54,6 +62,11 @@ class Table:
         """Reads the encoded image of each row, one after another: its bytes or, as text, why there is none."""
         return self.files.read(column, self.numbers.tolist())
 
+    def check_unchanged(self) -> None:
+        """Raises an InputError if a file was changed or replaced since the table was read."""
+        if any(map(was_changed, self.files.paths, self.files.states)):
+            raise InputError(CHANGED)
+
     def select(self, rows: np.ndarray | list[int]) -> "Table":
         """The table of these rows."""
         return replace(self, numbers=self.numbers[rows])
@@ -84,13 +97,13 @@ class Table:
 class ParquetFiles:
     """The rows of Parquet files, one file after another. Images are read from one row group at a time."""
 
-    def __init__(self, paths: list[str]):
-        self.paths = paths
-        self.groups: list[tuple[str, int]] = []  # file and number of each row group
+    def __init__(self, paths: list[str], states: list[list | None]):
+        self.paths, self.states = paths, states  # see `file_state`
+        self.groups: list[tuple[int, int]] = []  # number of the file, and number within the file, of each row group
         sizes = []
-        for path in paths:
+        for number, path in enumerate(paths):
             with open_parquet(path) as file:
-                self.groups += [(path, i) for i in range(file.metadata.num_row_groups)]
+                self.groups += [(number, i) for i in range(file.metadata.num_row_groups)]
                 sizes += [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         self.starts = np.cumsum([0, *sizes])  # the first row of each group, and the number of all rows
 
@@ -98,7 +111,7 @@ class ParquetFiles:
         return int(self.starts[-1])
 
     def append(self, other: Any) -> "ParquetFiles":
-        return ParquetFiles(self.paths + other.paths)
+        return ParquetFiles(self.paths + other.paths, self.states + other.states)
 
     def read(self, column: str, numbers: Iterable[int]) -> Iterator[bytes | str]:
         """Reads the images of these rows in this order. Rows in ascending order are read in one pass."""
@@ -108,14 +121,17 @@ class ParquetFiles:
             if wanted != group or number < following:
                 group, following = wanted, int(self.starts[wanted])
                 stream = self._scan(group, column)
-            yield _image_of(next(islice(stream, number - following, None)).as_py(), column)
+            yield _image_of(next(islice(stream, number - following, None)), column)
             following = number + 1
 
     def _scan(self, group: int, column: str) -> Iterator[Any]:
         """The values of a row group, a few at a time: a row group may hold hundreds of megabytes."""
-        path, number = self.groups[group]
+        file_number, number = self.groups[group]
+        path = self.paths[file_number]
         try:
             with open_parquet(path) as file:
+                if was_changed(path, self.states[file_number]):  # these would be images of other rows
+                    raise InputError(CHANGED)
                 for batch in file.iter_batches(8, row_groups=[number], columns=[column], use_threads=False):
                     yield from batch.column(0)
         except (pa.ArrowException, OSError) as error:
@@ -127,13 +143,14 @@ class ImageFiles:
     """Rows that are image files of their own, in a folder."""
 
     paths: list[str]
+    states: list[list | None]  # see `file_state`
     folder: str  # files outside of it are not read
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def append(self, other: Any) -> "ImageFiles":
-        return ImageFiles(self.paths + other.paths, self.folder)
+        return ImageFiles(self.paths + other.paths, self.states + other.states, self.folder)
 
     def read(self, column: str, numbers: Iterable[int]) -> Iterator[bytes | str]:
         """Reads the images of these rows in this order."""
@@ -178,13 +195,40 @@ def read_file(path: str, folder: str | None = None) -> bytes | str:
         return problem
     try:
         with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE:
+                return f"the file is larger than {MAX_FILE // 10**9} GB"
             return file.read() or "the file is empty"
     except OSError as error:
         return f"the file cannot be read: {error.strerror}"
+    except MemoryError:
+        return "the file does not fit into memory"
 
 
-def _image_of(value: Any, column: str) -> bytes | str:
+def file_state(path: str) -> list | None:
+    """Absolute path, size, times, device and inode of a file, which also change if it is replaced by another.
+
+    None if it does not exist.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return [os.path.abspath(path), status.st_size, *times, status.st_dev, status.st_ino]
+
+
+def was_changed(path: str, state: list | None) -> bool:
+    """Whether a file was changed or replaced since its `file_state` was `state`."""
+    return (file_state(path) or [])[:4] != (state or [])[:4]  # the inode may change on network file systems
+
+
+def _image_of(scalar: Any, column: str) -> bytes | str:
     """The bytes of a stored image. A path in a table is not followed: it could name any file of this machine."""
+    value: Any
+    try:
+        value = scalar.as_py()
+    except UnicodeDecodeError:
+        return "the row stores text that is not UTF-8"
     path = value if isinstance(value, str) else None
     if isinstance(value, dict):
         value, path = value.get("bytes"), value.get("path")

@@ -224,4 +224,11 @@ def read_pt2(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: module(torch.from_numpy(images)).detach().numpy()
 
 
+def is_export(path: Path) -> bool:
+    """Whether `path` is a file of `write_onnx` or `write_pt2`: it ends with our metadata or, in a zip, their names."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 2**20))
+        return b"preprocessing_steps" in file.read()
+
+
 FORMATS = {"onnx": (write_onnx, read_onnx), "pt2": (write_pt2, read_pt2)}

@@ -19,6 +19,7 @@ from common.figures import save_figure
 MAX_PHOTOS = 24
 COLUMNS = 6
 SIDE = 320  # longer side of each photo in pixels
+SOFTWARE = "predict.py --gallery"  # in the PNG file
 
 
 def save_gallery(
@@ -47,7 +48,13 @@ def save_gallery(
     files = inputs.encoded([crops[0] for crops in chosen])
     for axis, encoded, crops in zip(axes.flat, files, chosen, strict=False):
         _draw_photo(axis, encoded, inputs, crops, captions, correct, max_megapixels)
-    save_figure(path, figure)
+    save_figure(path, figure, metadata={"Software": SOFTWARE})
+
+
+def is_gallery(path: Path) -> bool:
+    """Whether `path` is a file of `save_gallery`."""
+    with open(path, "rb") as file:
+        return f"Software\0{SOFTWARE}".encode() in file.read(1000)
 
 
 def _draw_photo(

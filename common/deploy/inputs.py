@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import InputError
-from common.data.image_folder import IMAGE_SUFFIXES, count_and_names, is_image, list_files
+from common.data.image_folder import IMAGE_SUFFIXES, count_and_names, csv_lines, is_image, list_files
 from common.data.sources import VAL_NAMES, check_images, clean_categories, is_hub_id, read_splits
 from common.data.table import read_file
 
@@ -84,12 +84,12 @@ def _is_table(source: str) -> bool:
     "sample".
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(source):
         files, _ = list_files(path)
         splits = [name.split("/")[0] for name in files if is_image(name) and name.count("/") > 1]
         table = splits and len(splits) == sum(map(is_image, files)) and set(splits) <= {"train", *VAL_NAMES}
         return table or any(name.endswith(".parquet") for name in files)
-    if path.exists() or path.suffix == ".parquet":
+    if os.path.exists(source) or path.suffix == ".parquet":
         return path.suffix == ".parquet"
     return source == "sample" or (is_hub_id(source) and path.suffix.lower() not in IMAGE_SUFFIXES)
 
@@ -147,11 +147,12 @@ def _read_table(source: str, split: str) -> Inputs:
 
 def _read_boxes(path: Path, names: list[str]) -> dict[str, list[list[float]]]:
     """The boxes in the CSV file `path`, by image name. Every line must belong to one of `names`."""
+    content = read_file(str(path))
+    if isinstance(content, str):
+        raise InputError(f"--boxes {path} cannot be read: {content}.")
     try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # for file names
-            reader = csv.DictReader(file)
-            lines, columns = list(reader), reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        columns, lines = csv_lines(content.decode("utf-8-sig", "surrogateescape"))  # for file names
+    except (ValueError, csv.Error) as error:
         raise InputError(f"--boxes {path} cannot be read: {error}") from error
     required = ("file", "x", "y", "width", "height")
     missing = [name for name in required if name not in columns]
@@ -159,7 +160,7 @@ def _read_boxes(path: Path, names: list[str]) -> dict[str, list[list[float]]]:
         raise InputError(f"--boxes {path} has no column {', '.join(missing)}: start it with file,x,y,width,height.")
     name_of = {os.path.normpath(name): name for name in names}
     boxes: dict[str, list[list[float]]] = {}
-    for number, line in enumerate(lines, 2):
+    for number, line in lines:
         location = f"--boxes {path}, line {number}"
         name = name_of.get(os.path.normpath(line["file"] or ""))
         if name is None:

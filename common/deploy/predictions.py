@@ -11,9 +11,13 @@ from common.config import printable
 from common.deploy.inputs import Inputs
 from common.files import atomic_path, terminal_table, write_csv
 
+KEYS = ("image", "box", "category", "probability", "top", "label", "error")  # of a result
+BOX_COLUMNS = ("x", "y", "width", "height")
+COLUMNS = ("image", "category", "probability", "label", "error", *BOX_COLUMNS, "top")  # of a CSV file
+
 
 def collect(inputs: Inputs, classes: list[str], logits: np.ndarray, reasons: list[str], *, top_k: int) -> list[dict]:
-    """One dict for each crop, with the keys image, box, category, probability, top, label and error.
+    """One dict for each crop, with the `KEYS`.
 
     Args:
         inputs: N crops.
@@ -59,10 +63,24 @@ def write_predictions(path: Path, results: list[dict]) -> None:
         return
     rows = []
     for result in results:
-        box = dict(zip(("x", "y", "width", "height"), result["box"] or [None] * 4, strict=False))
-        top = {"top": "; ".join(f"{name} {probability:.4f}" for name, probability in result["top"])}
-        rows.append({name: result[name] for name in ("image", "category", "probability", "label", "error")} | box | top)
+        box = dict(zip(BOX_COLUMNS, result["box"] or [None] * 4, strict=False))
+        top = "; ".join(f"{name} {probability:.4f}" for name, probability in result["top"])
+        cells = result | box | {"top": top}
+        rows.append({name: cells[name] for name in COLUMNS})
     write_csv(path, rows)
+
+
+def has_predictions(path: Path) -> bool:
+    """Whether the first line of `path` is as `write_predictions` writes it."""
+    with open(path, "rb") as file:
+        line = file.readline(1_000_000)
+    if path.suffix == ".csv":
+        return line.strip() == ",".join(COLUMNS).encode()
+    try:
+        result = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(result, dict) and tuple(result) == KEYS
 
 
 def text_table(results: list[dict]) -> list[str]:
