@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -82,8 +83,11 @@ class FinishedRun:
                 f"code of commit {self.info.commit or 'unknown'}, or train the run again."
             )
         build, config = self._module().build_model, self.config
-        with torch.device("meta"):  # no memory: run.json may describe a model of any size
-            skeleton = build(config, len(self.info.classes)).state_dict()
+        try:
+            with torch.device("meta"):  # no memory: run.json may describe a model of any size
+                skeleton = build(config, len(self.info.classes)).state_dict()
+        except RuntimeError as error:  # even of more elements than an int64 counts
+            raise InputError(f"the model in {self.folder} cannot be built: {str(error).splitlines()[0]}.") from error
         path = self.folder / "model.safetensors"
         try:
             size = sum(tensor.nbytes for tensor in skeleton.values())
@@ -96,7 +100,10 @@ class FinishedRun:
                 f"{path} is not the file that the run wrote: it is damaged or was replaced. Restore it, or train the "
                 "run again."
             )
-        state = safetensors.torch.load_file(path)
+        try:
+            state = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise InputError(f"the model in {self.folder} cannot be loaded: {error}.") from error
         wrong = sorted(name for name, _ in _shapes(skeleton).items() ^ _shapes(state).items())
         problem: str | None
         if wrong:

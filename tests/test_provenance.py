@@ -194,13 +194,14 @@ def with_other_logits(run):
             lambda run: rewritten(lambda value: value)(run) or (run / "reference.safetensors").unlink(),
             "reference.safetensors cannot be read: No",
         ),
+        (lambda run: (run / "model.safetensors").write_bytes(b"x" * 99) and rehash(run, "model.safetensors"), "loaded"),
         (flip("model.safetensors", -1), "not the file that the run wrote"),
         (flip("reference.safetensors", 0), "reference.safetensors is damaged"),
         (with_other_logits, "logits .* packages are the same, so the run folder was changed"),
         (lambda run: (run / "model.safetensors").unlink(), "cannot be loaded: .* No such file"),
         (lambda run: (run / "model.safetensors").write_bytes(b""), "not the file that the run wrote"),
     ],
-    ids="nan random int8 shape no-reference flipped flipped-header flipped-logit missing empty".split(),
+    ids="nan random int8 shape no-reference invalid flipped flipped-header flipped-logit missing empty".split(),
 )
 def test_wrong_weights_are_refused(copy, damage, words):
     damage(copy)
@@ -397,7 +398,15 @@ def test_predictions_that_contradict_the_metrics_are_refused(copy, change, words
         read_run(copy)
 
 
-def test_deep_json_and_fifos_are_refused(copy):
+def test_a_model_of_more_elements_than_can_be_counted_is_refused(copy):
+    config = read_json(copy, "run.json")["config"]
+    huge = {"blocks": "999999", "hidden": 1_000_000, "image_size": 8192}
+    edit_json(copy, "run.json", config=config | huge)
+    with pytest.raises(InputError, match="cannot be built"):
+        read_run(copy).model()
+
+
+def test_deep_json_is_refused(copy):
     text = (copy / "metrics.json").read_text()
     (copy / "metrics.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match="complete run folder"):
