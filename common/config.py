@@ -13,8 +13,6 @@ from typing import Any, ClassVar, TypeVar, get_args, get_origin
 ID_COLUMNS = ("image_id", "product_id", "scene_id")  # optional columns of the data
 HUB_DATA = "Nfiniteai/product-masks-sample"
 KNOWN_DATA = ("sample", HUB_DATA)  # data that a tool reads without being told to, whoever wrote the run folder
-
-
 TYPE_NAMES: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 

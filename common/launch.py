@@ -22,7 +22,6 @@ from common.config import InputError, TrainConfig
 from common.run_folder import claim_folder
 
 LAUNCHER = re.compile(r"(^|[/\\])(accelerate(-launch)?|torchrun)(\.exe)?$|^(accelerate\.commands|torch\.distributed)\.")
-
 FLOAT_BYTES = 4
 C = TypeVar("C", bound=TrainConfig)
 

@@ -13,7 +13,6 @@ reference.safetensors, train_*.py
 
 import atexit
 import hashlib
-import importlib
 import importlib.metadata
 import io
 import json
@@ -178,9 +177,9 @@ def run_identity(
         "mixed_precision": accelerator.mixed_precision,
         **identity(asdict(config)),
     }
-    if config.teacher:  # its weights, wherever they are stored
-        with open(Path(config.teacher, "model.safetensors"), "rb") as file:
-            result["teacher"] = hashlib.file_digest(file, "sha256").hexdigest()
+    if config.teacher:  # its weights, wherever they are stored; `load_teacher` has compared them with this hash
+        teacher = json.loads(Path(config.teacher, "run.json").read_text(encoding="utf-8"))
+        result["teacher"] = teacher["files"]["model.safetensors"]
     if train.masks is not None:
         result["masks"] = hashlib.sha256(train.masks.data).hexdigest()
     return result
@@ -339,7 +338,9 @@ class RunFolder:
         for number, text in enumerate(lines, 1):
             if text.endswith(b"\n"):
                 try:
-                    log.append({"step": int(json.loads(text)["step"]), **json.loads(text)})
+                    line = json.loads(text)
+                    int(line["step"])
+                    log.append(line)
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise InputError(
                         f"line {number} of {path} is damaged: delete the file to continue with a new log, or "
@@ -356,7 +357,12 @@ class RunFolder:
             partial.write_bytes(buffer.getbuffer())
 
     def read_checkpoint(self) -> dict | None:
-        """The state from `write_checkpoint`, or None if there is none; InputError if the file cannot be read."""
+        """The state from `write_checkpoint`, or None if there is none.
+
+        Raises:
+            InputError: the file cannot be read, or the folder was deleted since this run started.
+        """
+        check_lock(self.path)
         path = self.path / "checkpoint" / "last.pt"
         if not path.exists():
             return None
@@ -392,16 +398,16 @@ class RunFolder:
         self.clock.lap(training=False)
         self.info.seconds, self.info.train_seconds = self.clock.total, self.clock.training
         self.info.images_per_second = self.last_step * self.config.batch_size / self.clock.training
+        weights = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})
         with atomic_path(self.path / "model.safetensors") as partial:
-            partial.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}))
+            partial.write_bytes(weights)
         with atomic_path(self.path / REFERENCE) as partial:
             write_reference(partial, self.config, model, self.val)
         write_json(self.path / "labels.json", self.val.classes)
         rows, result = predictions(self.val, logits), scores(self.val.labels.numpy(), logits)
         write_csv(self.path / "predictions.csv", rows.to_dict("records"))
-        for name in ("model.safetensors", "predictions.csv"):
-            with open(self.path / name, "rb") as file:
-                self.info.files[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        contents = {"model.safetensors": weights, "predictions.csv": (self.path / "predictions.csv").read_bytes()}
+        self.info.files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         write_json(self.path / "run.json", asdict(self.info))
         log = self.read_log()
         save_figure(self.path / "curves.png", curves(log))

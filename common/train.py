@@ -21,7 +21,6 @@ from common.data.dataset import ClassificationDataset, place_pixels
 from common.data.masks import load_masks
 from common.distillation import load_teacher
 from common.evaluate import evaluate, set_train_mode
-from common.files import check_lock
 from common.launch import OtherLoad, StopRequest
 from common.run_folder import RunFolder, releases_folder
 from common.schedule import Plan, set_lr
@@ -59,7 +58,6 @@ def train_model(
     losses = torch.zeros(plan.last_step, device=accelerator.device)  # of each step; log lines and checkpoints read them
     step = 0
     if config.resume and not config.dry_run:
-        check_lock(folder.path)  # loading the data took long
         step = load_checkpoint(folder, accelerator, model, optimizer, losses)
     averaged = step  # earlier losses are already means over all processes
     logits = None

@@ -174,10 +174,10 @@ def _named(numbers: list, names: list[str], path: str) -> list[str | None]:
 def _type_name(field: pa.Field) -> str:
     """A column's type in words; "image" for an image column of any type in which encoded images are stored."""
     kind = field.type
-    if field.name in IMAGES and any(
-        is_type(kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind)
-        for is_type in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_null)
-    ):
+    has_bytes = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    stored = kind.field("bytes").type if has_bytes else kind
+    image_types = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_null)
+    if field.name in IMAGES and any(is_type(stored) for is_type in image_types):
         return "image"
     if pa.types.is_dictionary(kind):
         kind = kind.value_type

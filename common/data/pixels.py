@@ -134,14 +134,13 @@ def decode_images(split: str, rows: Table, content: str, configs: Sequence[DataC
         settings = [version, content, *crop, config.max_megapixels]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         folders[Path(config.cache, name)] = config
-    missing = {}
-    for path, config in folders.items():
-        if _read_folder(path, len(rows), config.image_size) is None:
-            if path.exists():
-                print(f"note: {path} is damaged: the images are decoded again")
-                shutil.rmtree(path, ignore_errors=True)
-            missing[path] = config
+    first, config = next(iter(folders.items()))
+    found = {path: _read_folder(path, len(rows), config.image_size) for path, config in folders.items()}
+    missing = {path: folders[path] for path, pixels in found.items() if pixels is None}
     if missing:
+        for path in filter(Path.exists, missing):
+            print(f"note: {path} is damaged: the images are decoded again")
+            shutil.rmtree(path, ignore_errors=True)
         try:
             _fill_folders(split, rows, content, missing)
         except OSError as error:
@@ -149,10 +148,9 @@ def decode_images(split: str, rows: Table, content: str, configs: Sequence[DataC
                 f"the cache {configs[0].cache} cannot be written ({error.strerror or error}): name another folder with "
                 "--cache."
             ) from error
-    path, config = next(iter(folders.items()))
-    result = _read_folder(path, len(rows), config.image_size)
+    result = found[first] or _read_folder(first, len(rows), config.image_size)
     if result is None:
-        raise InputError(f"{path} is damaged and cannot be replaced: name another folder with --cache.")
+        raise InputError(f"{first} is damaged and cannot be replaced: name another folder with --cache.")
     return result
 
 
@@ -176,7 +174,7 @@ def _fill_folders(split: str, rows: Table, content: str, folders: dict[Path, Dat
 def _read_folder(folder: Path, n: int, size: int) -> Pixels | None:
     """The content of a folder of the cache for `n` images of `size` pixels; None if there is none or it is damaged.
 
-    One process per machine compares the checksums (about 0.1 s for a gigabyte in memory), all of them the shapes.
+    One process per machine compares the checksums, all of them the shapes.
     """
     try:
         if PartialState().is_local_main_process:
@@ -185,10 +183,8 @@ def _read_folder(folder: Path, n: int, size: int) -> Pixels | None:
                 return None
         pixels = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
         crop_sizes, boxes, hashes = (np.load(folder / name, allow_pickle=False) for name in FILES[1:4])
-        problems = {
-            int(row): reason
-            for row, reason in json.loads((folder / "problems.json").read_text(encoding="utf-8")).items()
-        }
+        problems = json.loads((folder / "problems.json").read_text(encoding="utf-8"))
+        problems = {int(row): reason for row, reason in problems.items()}
     except Exception:  # damaged files raise errors of many kinds
         return None
     found = [(array.shape, array.dtype) for array in (pixels, crop_sizes, boxes, hashes)]

@@ -41,10 +41,10 @@ class RawModel(nn.Module):
         return self.model(images * self.scale + self.shift)
 
 
-def verification_images(run: FinishedRun, data: str, cache: str) -> tuple[list[np.ndarray], str]:
+def verification_images(run: FinishedRun, data: str, cache: str) -> tuple[list[np.ndarray], bool]:
     """Images to check an exported file with: the run's val split or, if its data is not available, random noise.
 
-    Returns batches (B, 3, S, S) uint8, and a description such as "130 val rows".
+    Returns batches (B, 3, S, S) uint8, and whether they are the val split.
     """
     try:
         val = run.splits(data, cache)[1]
@@ -53,9 +53,9 @@ def verification_images(run: FinishedRun, data: str, cache: str) -> tuple[list[n
         print(f"the val split is not available, so the check uses random noise instead: {reason}")
         size = run.config.image_size
         noise = np.random.default_rng(0).integers(0, 256, (100, 3, size, size), dtype=np.uint8)
-        return [noise], "100 noise images"
+        return [noise], False
     images = [val.pixels[val.index[i : i + EVAL_BATCH]] for i in range(0, len(val), EVAL_BATCH)]
-    return images, f"{len(val)} val rows"
+    return images, True
 
 
 @contextmanager
