@@ -80,7 +80,8 @@ class DataConfig:
     )
     split_by: str = option(
         "",
-        "split so that train and val share no value of this id column; product_id:2/5 is the second of five folds",
+        "split so that train and val share no value of this id column; product_id:2/5 is the second of five folds, and "
+        "product_id:2/5:1 the second in partition 1, another division into folds",
         group="data",
     )
     limit: int = option(0, "use only this many rows of each split, evenly spaced; 0 means all", group="data", minimum=0)

@@ -28,6 +28,7 @@ from torch import nn
 from common import provenance
 from common.config import KNOWN_DATA, DataConfig, InputError, TrainConfig, fits
 from common.data.dataset import ClassificationDataset, load_splits
+from common.data.splits import parse_split
 from common.files import csv_text, open_regular
 from common.metrics import scores_of_predictions
 from common.provenance import REFERENCE, changed_files, code_hashes, code_key, reference_problem
@@ -249,6 +250,8 @@ def _problem(info: dict, report: dict) -> str | None:
     missing += [name for name in ("images_per_second", "seconds") if info.get(name) is None]
     if missing:
         return f"{', '.join(sorted(missing))} missing"
+    if config["split_by"]:
+        parse_split(config["split_by"])
     if not re.fullmatch(r"train_\w+", info["script"], re.ASCII):
         return f"{info['script']} is not a training script"
     if info["classes"] != sorted(set(info["classes"])):

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
+from sklearn.model_selection import StratifiedGroupKFold
 
 import common.data.audit
 from common.config import InputError
 from common.data.audit import NEAR_DUPLICATE_BITS, audit, describe, findings
 from common.data.dataset import place_pixels
 from common.data.pixels import difference_hash
-from common.data.splits import parse_split
+from common.data.splits import Split, assign_folds, parse_split
 from tests import helpers
 from tests.helpers import encode, stored
 
@@ -36,17 +37,18 @@ def bits_apart(looks, others):
 FOLDS = [f"product_id:{fold}/3" for fold in (1, 2, 3)]
 
 
-def test_every_row_is_validated_once(load):
+@pytest.mark.parametrize("partition", ["", ":1"])
+def test_every_row_is_validated_once(load, partition):
     validated = []
     for fold in FOLDS:
-        train, val = load(split_by=fold)
+        train, val = load(split_by=fold + partition)
         ids = val.ids()["image_id"]
         assert len(train) + len(val) == 638 and set(ids).isdisjoint(train.ids()["image_id"])
         validated += ids
     assert len(validated) == 638 == len(set(validated))
 
 
-@pytest.mark.parametrize("fold", FOLDS)
+@pytest.mark.parametrize("fold", [*FOLDS, "product_id:2/3:1"])
 def test_splits_share_all_classes_and_no_product(load, fold):
     train, val = load(split_by=fold)
     assert set(train.ids()["product_id"]).isdisjoint(val.ids()["product_id"])
@@ -86,6 +88,22 @@ def test_another_column_makes_another_split(load):
     assert val.ids() != load(split_by="product_id:1/5")[1].ids()
 
 
+def test_partitions_divide_the_products_differently(load):
+    first, second = (set(load(split_by=f"product_id:1/5:{number}")[1].ids()["product_id"]) for number in (0, 1))
+    assert len(first & second) < len(first) / 2, "about a fifth, by chance"
+
+
+@pytest.mark.parametrize("partition", [0, 1])
+def test_a_partition_is_scikit_learns_with_its_number_as_the_random_state(load, partition):
+    train, val = load(split_by="product_id")
+    products = np.array(train.ids()["product_id"] + val.ids()["product_id"])
+    labels = torch.cat([train.labels, val.labels]).numpy()
+    expected = StratifiedGroupKFold(3, shuffle=True, random_state=partition).split(products, labels, products)
+    names = [train.classes[label] for label in labels]
+    _, folds = assign_folds({"product_id": products.tolist()}, names, Split("product_id", 1, 3, partition))
+    assert [np.flatnonzero(folds == fold).tolist() for fold in (1, 2, 3)] == [rows.tolist() for _, rows in expected]
+
+
 def test_split_of_data_without_val_drops_single_group_classes(load, rows, parquet):
     lonely = [dict(row, product_id="one") for row in rows["train"] if row["category"].lower() == "bed"]
     assert lonely
@@ -104,6 +122,10 @@ def test_split_of_data_without_val_drops_single_group_classes(load, rows, parque
         ("product_id:1/1", "1 of 1"),
         ("colour", "image_id, product_id, scene_id"),
         ("product_id:1/500", "groups .*500 folds"),
+        ("product_id:1", "product_id:2/5:1"),
+        ("product_id:1/5:", "product_id:2/5:1"),
+        ("product_id:1/5:-1", "product_id:2/5:1"),
+        ("product_id:1/5:9999999999", "product_id:2/5:1"),
     ],
 )
 def test_impossible_splits(load, text, words):
@@ -112,7 +134,9 @@ def test_impossible_splits(load, text, words):
 
 
 def test_how_a_split_is_written():
-    assert parse_split("product_id") == parse_split("product_id:1/5")
+    assert parse_split("product_id") == parse_split("product_id:1/5") == parse_split("product_id:1/5:0")
+    assert str(parse_split("product_id:2/5:0")) == "product_id:2/5"
+    assert str(parse_split("product_id:2/5:1")) == "product_id:2/5:1"
 
 
 def test_both_splits_share_one_copy_on_the_device(load, monkeypatch):

@@ -341,7 +341,7 @@ def test_one_odd_run_is_left_out(two_seeds, tmp_path):
         ("image_size", 10**9), ("image_size", "32"), ("image_size", 32.5), ("image_size", True), ("image_size", None),
         ("crop", "yes"), ("crop", 1), ("margin", float("nan")), ("margin", [0.1]), ("fit", {}), ("fit", "tile"),
         ("seed", "0"), ("seed", None), ("seed", True), ("seed", 10**400), ("lr", float("nan")), ("lr", 10**400),
-        ("limit", -1), ("split_by", None), ("augment", None), ("hidden", [1]),
+        ("limit", -1), ("split_by", None), ("split_by", "product id"), ("augment", None), ("hidden", [1]),
         ("blocks", {}), ("augment", []), ("blocks", 5), ("blocks", "999999,999999"), ("blocks", "8," * 2000 + "8"),
         ("hidden", 10**12), ("hidden", -1), ("split_by", 3), ("data", None), ("cache", 1), ("unknown", 1),
     ],

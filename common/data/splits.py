@@ -11,32 +11,41 @@ from common.config import ID_COLUMNS, InputError
 from common.data.table import Table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Split:
-    """A parsed `--split-by` option."""
+    """A parsed `--split-by` option; `str` gives its shortest form with a fold, such as product_id:2/5."""
 
-    column: str  # the id column that defines the groups
+    column: str  # the id column that defines the groups; "" for the split that the data has
     fold: int  # the fold used as val, counted from 1
     folds: int  # the number of folds
+    partition: int = 0  # which division into folds: the random state of the shuffle
+
+    def __str__(self) -> str:
+        partition = f":{self.partition}" if self.partition else ""
+        return f"{self.column}:{self.fold}/{self.folds}{partition}" if self.column else ""
 
 
 def parse_split(text: str) -> Split:
-    """Parses `--split-by`: 'product_id:2/5' is the second of five folds by product, 'product_id' the first of five.
+    """Parses `--split-by`, COLUMN[:FOLD/FOLDS[:PARTITION]].
+
+    'product_id:2/5:1' is the second of five folds by product in partition 1, 'product_id:2/5' the second in partition
+    0, and 'product_id' the first of five folds in partition 0.
 
     Raises:
         InputError: the text does not have this form, or there is no such fold.
     """
-    match = re.fullmatch(r"(\w+)(?::(\d+)/(\d+))?", text)
+    match = re.fullmatch(r"(\w+)(?::(\d{1,9})/(\d{1,9})(?::(\d{1,9}))?)?", text)
     if not match:
         raise InputError(
-            f"--split-by {text}: give a column, such as product_id, or a column and a fold, such as product_id:2/5."
+            f"--split-by {text}: give a column, such as product_id, a column and a fold, such as product_id:2/5, or a "
+            "column, a fold and a partition, such as product_id:2/5:1."
         )
     column, fold, folds = match[1], int(match[2] or 1), int(match[3] or 5)
     if folds < 2 or not 1 <= fold <= folds:
         raise InputError(
             f"--split-by {text}: there is no fold {fold} of {folds}. Folds are counted from 1; at least 2 are needed."
         )
-    return Split(column, fold, folds)
+    return Split(column, fold, folds, int(match[4] or 0))
 
 
 def group_numbers(values: Iterable[str | None]) -> np.ndarray:
@@ -49,12 +58,12 @@ def assign_folds(rows: Table, categories: list[str | None], split: Split) -> tup
     """Assigns rows to folds, stratified by class. Rows of one group are in the same fold.
 
     Rows with the same value in the split's column form a group; a row without a value forms its own group. The folds
-    depend only on the rows, not on the seed of a run.
+    depend only on the rows and the partition, not on the seed of a run.
 
     Args:
         rows: the table of all N rows.
         categories: (N,) the category of each row, or None.
-        split: the column and the number of folds.
+        split: the column, the number of folds and the partition.
 
     Returns:
         The sorted classes that occur in at least two groups, and the fold of each row (N,), counted from 1. Rows of
@@ -82,7 +91,7 @@ def assign_folds(rows: Table, categories: list[str | None], split: Split) -> tup
         )
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and only this option needs it
 
-    splitter = StratifiedGroupKFold(split.folds, shuffle=True, random_state=0)
+    splitter = StratifiedGroupKFold(split.folds, shuffle=True, random_state=split.partition)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes with fewer rows than folds, which are allowed here
         labels = np.array([categories[i] for i in chosen])
@@ -90,5 +99,7 @@ def assign_folds(rows: Table, categories: list[str | None], split: Split) -> tup
             folds[chosen[val]] = fold
     for name in classes:
         if len(set(folds[[i for i, category in enumerate(categories) if category == name]])) < 2:
-            raise InputError(f"--split-by {split.column}: all rows of {name} are in one fold. Use fewer folds.")
+            raise InputError(
+                f"--split-by {split}: all rows of {name} are in one fold. Use fewer folds or another partition."
+            )
     return classes, folds
