@@ -34,7 +34,7 @@ def main(argv=None):
     # Imported here because these take seconds, and --help should be fast.
     from common.compare import figures
     from common.compare.baselines import find_baselines
-    from common.compare.experiments import code_notes, comparable, group_runs
+    from common.compare.experiments import code_notes, comparable, fold_notes, group_runs
     from common.compare.markdown import markdown, short_table
     from common.compare.questions import ScoredExperiment, questions
     from common.compare.shortcuts import check_shortcuts
@@ -52,6 +52,7 @@ def main(argv=None):
     runs, left_out = comparable(runs)
     notes += left_out + code_notes(runs)
     experiments = group_runs(runs)
+    notes += fold_notes(experiments)
     scored_experiments = [ScoredExperiment(experiment) for experiment in experiments]
     answers = questions(scored_experiments)
     baselines, missing = find_baselines(experiments, data=options.data, cache=options.cache)

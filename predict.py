@@ -104,7 +104,7 @@ def main(argv=None):
             print(f"{name:<10} {value}")
         if config.split_by:
             split_by = printable(config.split_by)
-            print(f"{run_folder} used --split-by {split_by}: some of these rows may be its training data")
+            print(f"{run_folder} used --split-by {split_by}, so some of these rows may be its training data")
     unknown = {r["label"] for r in results if r["label"] and not r["error"]} - set(classes)
     if unknown:
         print(printable(f"not scored, because the model has no such class: {', '.join(sorted(unknown))}"))

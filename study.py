@@ -5,6 +5,8 @@ python study.py --data sample --recipe lab        # the ten experiments of the l
 python study.py --data sample --folds 5           # cross-validation over the products of train and val
 python compare.py runs/study                      # analyse the results
 
+With --folds, each seed has its own partition of the products into folds, the same for all models and variants.
+
 Options of the training scripts, such as --epochs 5 or --weights none, are passed to the scripts that have them. To
 continue an interrupted study, run the same command again: finished runs are kept, and unfinished ones are resumed.
 """
@@ -50,7 +52,10 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
     )
     parser.add_argument("--seeds", type=int, default=6, help="number of seeds per experiment: 0, 1, ... (default: 6)")
     parser.add_argument(
-        "--folds", type=int, default=0, help="number of cross-validation folds over the products; 0 means none"
+        "--folds",
+        type=int,
+        default=0,
+        help="number of cross-validation folds over the products, with a new partition for each seed; 0 means none",
     )
     parser.add_argument(
         "--recipe", choices=("default", "lab"), default="default", help="see --help of the training scripts"

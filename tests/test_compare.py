@@ -21,7 +21,7 @@ import train_custom_cnn
 import train_custom_vit
 from common.compare import figures as compare_figures
 from common.compare.baselines import describe_pixels, find_baselines
-from common.compare.experiments import group_runs
+from common.compare.experiments import comparable, group_runs
 from common.compare.figures import forest
 from common.compare.questions import STEPS, STEPS_WITHOUT_CROP, ScoredExperiment, questions
 from common.compare.shortcuts import VIEWS, masked_views
@@ -56,7 +56,7 @@ def wrong_in(wrong):
 def write_run(tmp_path):
     """A function that writes a run folder with the given predictions, in the format of a training script."""
 
-    def write(script, options, predictions, labels=LABELS, products=PRODUCTS, shared=(), first=0):
+    def write(script, options, predictions, labels=LABELS, products=PRODUCTS, shared=(), photos=None):
         config = parse(CONFIGS[script], ["--data", "missing", *options.split()])
         folder = tmp_path / "runs" / f"{script}-{'-'.join(options.split()) or 'full'}".replace("/", "_")
         folder.mkdir(parents=True)
@@ -71,9 +71,9 @@ def write_run(tmp_path):
         with open(folder / "predictions.csv", "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([*IDS, *PREDICTED])
-            for i, row in enumerate(zip(labels, products, predictions, strict=True), first):
-                label, product, prediction = row
-                writer.writerow([f"{i:04}", product, "", label, prediction, 0.9, 0.5])
+            photos = photos or range(len(labels))
+            for photo, label, product, prediction in zip(photos, labels, products, predictions, strict=True):
+                writer.writerow([f"{photo:04}", product, "", label, prediction, 0.9, 0.5])
         return folder
 
     return write
@@ -247,8 +247,12 @@ def test_no_two_questions_about_a_model_have_the_same_name():
         (("--lr 0.1", "--lr 0.01"), ("custom_cnn (lr 0.1)", "custom_cnn (lr 0.01)")),
         (("", "--teacher RUN"), ("custom_cnn (no teacher)", "custom_cnn (teacher RUN)")),
         (("--recipe default", "--recipe lab"), ("custom_cnn (recipe default)", "custom_cnn (recipe lab)")),
+        (
+            ("", "--split-by product_id:1/3"),
+            ("custom_cnn (no split_by)", "custom_cnn (split_by 3 folds of product_id)"),
+        ),
     ],
-    ids=["a number", "a text", "a recipe that sets other options"],
+    ids=["a number", "a text", "a recipe that sets other options", "a split"],
 )
 def test_runs_that_differ_in_an_option_are_named_by_it(write_run, lines, names):
     runs = [write_run("train_custom_cnn", f"--crop {line}", LABELS) for line in lines]
@@ -257,26 +261,99 @@ def test_runs_that_differ_in_an_option_are_named_by_it(write_run, lines, names):
 
 
 @pytest.fixture
-def folds(write_run):
-    """Three folds of 40 rows; row 3 of each is wrong."""
-    folders = []
-    for fold in (1, 2, 3):
-        own = slice(40 * (fold - 1), 40 * fold)
-        line, predictions = f"--split-by product_id:{fold}/3", wrong_in([3])[own]
-        folders.append(
-            write_run("train_custom_cnn", line, predictions, LABELS[own], PRODUCTS[own], first=40 * (fold - 1))
-        )
-    return folders
+def write_folds(write_run):
+    """A function that writes the runs of three folds by product of a partition, in which `wrong` rows are wrong."""
+
+    def write_folds(partition=0, wrong=(), *, seed=0, script="train_custom_cnn", labels=LABELS, photos=range(120)):
+        predictions = [CLASSES[CLASSES.index(label) - (i in wrong)] for i, label in enumerate(labels)]
+        folders = []
+        for fold in range(3):
+            own = [i for i in range(120) if (i // 2 // (1 + partition)) % 3 == fold]
+            columns = ([values[i] for i in own] for values in (predictions, labels, PRODUCTS, photos))
+            names = zip(("predictions", "labels", "products", "photos"), columns, strict=True)
+            suffix = f":{partition}" if partition else ""
+            line = f"--seed {seed} --split-by product_id:{fold + 1}/3{suffix}"
+            folders.append(write_run(script, line, **dict(names)))
+        return folders
+
+    return write_folds
+
+
+@pytest.fixture
+def folds(write_folds):
+    """Three folds of 40 rows; row 3 is wrong."""
+    return write_folds(wrong=[3])
 
 
 def test_folds_are_put_together(folds):
     (one,) = scored(*folds)
-    assert len(one.experiment.ids) == 120 and one.correct.sum() == 119
+    assert len(one.experiment.ids) == 120 and np.flatnonzero(~one.correct[0]).tolist() == [3]
 
 
-def test_a_missing_fold_is_an_error(folds):
+def test_seeds_may_have_their_own_partitions(folds, write_folds):
+    """The other experiment has one seed and one partition, but the same rows."""
+    vit = write_folds(0, [3, 9], script="train_custom_vit")
+    runs = [*folds, *write_folds(1, [70], seed=1), *vit]
+    assert comparable(find_runs(list(map(str, runs)))[0])[1] == [], "no fold is missing"
+    cnn, other = scored(*runs)
+    assert cnn.experiment.seeds == [0, 1] and [np.flatnonzero(~row).tolist() for row in cnn.correct] == [[3], [70]]
+    assert cnn.experiment.splits.tolist() == [
+        [f"product_id:{i // 2 % 3 + 1}/3" for i in range(120)],
+        [f"product_id:{i // 4 % 3 + 1}/3:1" for i in range(120)],
+    ]
+    assert other.experiment.splits.tolist() == cnn.experiment.splits[:1].tolist()
+    assert asked(*runs)[0].change.value == pytest.approx(-1 / 120)
+
+
+def test_a_seed_may_have_the_partition_of_another(folds, write_folds):
+    """As in a study of an earlier version."""
+    (one,) = experiments_of(*folds, *write_folds(0, [70], seed=1))
+    assert one.seeds == [0, 1] and one.splits[0].tolist() == one.splits[1].tolist()
+
+
+def test_rows_of_one_photo_are_in_the_same_order_in_all_partitions(write_folds):
+    """Each photo shows two products, which may be in different folds, and each product twice."""
+    rows = dict(labels=[CLASSES[i // 2 % 4] for i in range(120)], photos=[i // 4 for i in range(120)])
+    (one,) = scored(*write_folds(0, [5, 10], seed=0, **rows), *write_folds(1, [6, 11], seed=1, **rows))
+    assert [np.flatnonzero(~row).tolist() for row in one.correct] == [[5, 10], [6, 11]]
+
+
+def test_the_given_split_has_no_folds(write_run):
+    (one,) = experiments_of(write_run("train_custom_cnn", "", LABELS))
+    assert one.splits.tolist() == [[""] * 120]
+
+
+def test_a_missing_fold_is_an_error(folds, write_folds):
     with pytest.raises(InputError, match="custom_cnn full, seed 0: .*folds"):
         experiments_of(*folds[:2])
+    second = write_folds(1, seed=1)
+    with pytest.raises(InputError, match="custom_cnn full, seed 1: .*folds"):
+        experiments_of(*folds, *second[:2])
+    with pytest.raises(InputError, match="custom_cnn full, seed 0: .*folds"):
+        experiments_of(folds[1], second[1])
+
+
+def test_a_seed_whose_folds_are_incomplete_is_left_out(folds, write_folds):
+    second = write_folds(1, seed=1)
+    runs, notes = comparable(find_runs(list(map(str, [*folds, *second[:2]])))[0])
+    assert [run.folder for run in runs] == folds
+    assert notes == [f"left out: {run} belongs to a seed whose other folds are missing" for run in second[:2]]
+
+
+def test_two_partitions_of_one_seed_are_an_error(folds, write_folds):
+    with pytest.raises(InputError, match="custom_cnn full, seed 0: .*partitions 0, 1"):
+        experiments_of(*folds, *write_folds(1))
+
+
+@pytest.mark.parametrize("partition", [0, 1])
+def test_a_single_fold_is_a_note(write_folds, tmp_path, partition):
+    first = write_folds(partition, wrong=[2])
+    second = write_folds(partition, seed=1)
+    notes = compare.main([str(first[1]), str(second[1]), "--out", str(tmp_path)])["notes"]
+    name = f"product_id:2/3{':1' * partition}"
+    assert f"only fold 2 of 3 (--split-by {name}) was run: the scores are those of about one in 3 rows" in notes
+    complete = compare.main([*map(str, first), "--out", str(tmp_path)])["notes"]
+    assert not any("only fold" in note for note in complete)
 
 
 # Scores of an experiment ---------------------------------------------------------------------------------------------
@@ -464,7 +541,17 @@ def test_folds_are_summarised(folds, tmp_path):
     compare.main([*map(str, folds), "--out", str(tmp_path)])
     page = (tmp_path / "comparison.md").read_text()
     assert re.search(r"\| train rows +\| 70 to 90 ", page) and re.search(r"\| val rows +\| 40 ", page)
-    assert re.search(r"\| split by +\| product_id:1/3, product_id:2/3, product_id:3/3 ", page)
+    assert re.search(r"\| split by +\| product_id, 3 folds ", page)
+
+
+def test_partitions_are_counted(folds, write_folds, tmp_path):
+    runs = [*folds, *write_folds(1, seed=1)]
+    for i, run in enumerate(runs):
+        edit_json(run, "run.json", data_fingerprint=f"{i}")
+    compare.main([*map(str, runs), "--out", str(tmp_path)])
+    page = (tmp_path / "comparison.md").read_text()
+    assert re.search(r"\| split by +\| product_id, 3 folds, 2 partitions ", page)
+    assert re.search(r"\| fingerprint +\| 6 different, see comparison.json ", page)
 
 
 # Baselines -----------------------------------------------------------------------------------------------------------
@@ -493,6 +580,19 @@ def test_baselines_that_cannot_be_computed_are_notes(write_run, tmp_path):
     assert [(b.name, b.estimates["accuracy"].value) for b in baselines] == [("majority class", pytest.approx(1 / 4))]
     assert ["full" in note for note in notes] == [True, False] and ["crop" in note for note in notes] == [False, True]
     assert all(str(gone) in note for note in notes)
+
+
+def test_the_majority_class_is_that_of_each_train_split(folds, write_folds):
+    """The other three runs, which validate the splits of one partition again, add nothing."""
+    runs = [*folds, *write_folds(1, seed=1), *write_folds(0, script="train_custom_vit")]
+    for i, run in enumerate(runs[:6]):
+        edit_json(run, "data_report.json", majority=CLASSES[i % 4])
+    (majority,), _ = find_baselines(experiments_of(*runs))
+    assert majority.experiment.seeds == [0, 1]
+    assert majority.predictions.tolist() == [
+        [CLASSES[i // 2 % 3] for i in range(120)],
+        [CLASSES[(3 + i // 4 % 3) % 4] for i in range(120)],
+    ]
 
 
 def test_baselines_match_the_variants_of_the_runs(finished_run):

@@ -16,9 +16,11 @@ import study
 import train_custom_cnn
 import train_resnet
 from common.compare import grid
+from common.compare.experiments import group_runs
 from common.compare.grid import Job, plan_jobs, time_left
 from common.config import InputError
 from common.files import LOCK
+from common.finished_run import find_runs
 from tests import helpers
 from tests.helpers import ROOT, read_json, read_log, wait_for
 
@@ -81,9 +83,11 @@ def test_each_script_gets_the_options_that_it_has():
 
 
 def test_each_fold_is_a_run():
-    planned = jobs(seeds=1, folds=3)
-    assert [job.config.split_by for job in planned[::2]] == ["product_id:1/3", "product_id:2/3", "product_id:3/3"]
-    assert len({job.folder for job in planned}) == 6
+    planned = jobs(seeds=2, folds=2)
+    partitions = ["product_id:1/2", "product_id:2/2", "product_id:1/2:1", "product_id:2/2:1"]  # one for each seed
+    assert [job.config.split_by for job in planned[::2]] == partitions
+    assert [job.config.split_by for job in planned[1::2]] == partitions, "the same for every experiment"
+    assert len({job.folder for job in planned}) == 8
 
 
 def test_an_option_that_no_script_has_is_an_error():
@@ -178,6 +182,30 @@ def test_another_seed_is_added_and_other_options_are_refused(start_study, tmp_pa
     with pytest.raises(InputError, match="train_custom_cnn-full-s0 .*--lr 0.001.*--out"):
         start_study(f"{line} --seeds 2 --lr 0.5")
     assert before == {path: path.stat().st_mtime_ns for path in before}, "a finished run is not touched"
+
+
+def test_each_seed_of_a_study_has_its_own_folds(start_study, empty_figures, tmp_path):
+    line = f"{SHORT} --models custom_cnn --variants full --folds 2"
+    assert start_study(f"{line} --seeds 1") == [f"train_custom_cnn-full-f{fold}-s0" for fold in (1, 2)]
+    assert start_study(f"{line} --seeds 2") == [f"train_custom_cnn-full-f{fold}-s1" for fold in (1, 2)]
+    runs, _ = find_runs([str(tmp_path / "study")])
+    (experiment,) = group_runs(runs)
+    assert experiment.seeds == [0, 1] and len(set(experiment.ids["image_id"])) == len(experiment.ids) == 64
+    predicted = {
+        (run.info.config["split_by"], row.image_id): (row.product_id, row.label, row.prediction)
+        for run in runs
+        for row in run.rows.itertuples()
+    }
+    for splits, predictions in zip(experiment.splits, experiment.predictions, strict=True):
+        columns = experiment.ids[["product_id", "label"]].assign(prediction=predictions)
+        keys = zip(splits.tolist(), experiment.ids["image_id"], strict=True)
+        assert [predicted[key] for key in keys] == list(columns.itertuples(index=False, name=None))
+
+    result = compare.main([str(tmp_path / "study"), "--out", str(tmp_path / "comparison")])
+    assert [len(baseline["accuracy_of_seeds"]) for baseline in result["baselines"]] == [2, 2], "one for each partition"
+    assert not any("only fold" in note for note in result["notes"])
+    page = (tmp_path / "comparison" / "comparison.md").read_text()
+    assert "product_id, 2 folds, 2 partitions" in page
 
 
 def test_a_run_that_fails_does_not_stop_the_others(start_study, capsys):

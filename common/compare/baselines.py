@@ -1,16 +1,18 @@
 """Baselines without a neural network: the majority class, and the nearest neighbour by colour and edge histograms."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.colors import rgb_to_hsv
 from sklearn.neighbors import KNeighborsClassifier
 
-from common.compare.experiments import Experiment
+from common.compare.experiments import Experiment, join_folds, split_of
 from common.compare.questions import ScoredExperiment
 from common.config import InputError
 from common.data.dataset import ClassificationDataset
+from common.data.splits import Split
+from common.finished_run import FinishedRun
 
 CELLS = 4  # histograms are computed for each of 4 x 4 cells of an image
 
@@ -36,9 +38,7 @@ def find_baselines(experiments: Sequence[Experiment], **source: str) -> tuple[li
 
 def majority(experiment: Experiment) -> Experiment:
     """Predicts the most frequent train class for every val row of `experiment`."""
-    majority_of_split = {run.info.config["split_by"]: run.report["majority"] for run in experiment.runs}
-    predictions = experiment.ids["split_by"].map(majority_of_split).to_numpy()[None]
-    return _baseline("majority class", "", experiment, predictions)
+    return _baseline("majority class", "", experiment, lambda run: run.report["majority"])
 
 
 def nearest_neighbour(experiment: Experiment, **source: str) -> Experiment:
@@ -50,20 +50,36 @@ def nearest_neighbour(experiment: Experiment, **source: str) -> Experiment:
     Raises:
         InputError: the data is missing or has changed since the runs were trained.
     """
-    prediction_of_row: dict[tuple, str] = {}
-    for run in {run.info.config["split_by"]: run for run in experiment.runs}.values():
+
+    def predict(run: FinishedRun) -> np.ndarray:
         train, val = run.splits(**source)
         classifier = KNeighborsClassifier(1, metric="manhattan").fit(describe_split(train), train.labels.numpy())
-        predicted = np.array(val.classes)[classifier.predict(describe_split(val))]
-        ids = pd.DataFrame(val.ids()).assign(split_by=run.info.config["split_by"])
-        prediction_of_row |= dict(zip(_row_keys(ids), predicted, strict=True))
-    predictions = np.array([[prediction_of_row[key] for key in _row_keys(experiment.ids)]])
+        return np.array(val.classes)[classifier.predict(describe_split(val))]
+
     view = "crop" if experiment.variant.startswith("crop") else "full"
-    return _baseline("nearest neighbour", view, experiment, predictions)
+    return _baseline("nearest neighbour", view, experiment, predict)
 
 
-def _baseline(name: str, view: str, experiment: Experiment, predictions: np.ndarray) -> Experiment:
-    return Experiment(name, view, [0], experiment.ids, predictions, shared_products=experiment.shared_products)
+def _baseline(
+    name: str, view: str, experiment: Experiment, predict: Callable[[FinishedRun], str | np.ndarray]
+) -> Experiment:
+    """The experiment of a baseline, which has no seeds but partitions.
+
+    `predict` returns the predicted class of all val rows of a run, or of each. It is called once for each split.
+    """
+    partitions: dict[int, dict[Split, pd.DataFrame]] = {}
+    for split, run in {split_of(run): run for run in experiment.runs}.items():
+        partitions.setdefault(split.partition, {})[split] = run.rows.assign(prediction=predict(run))
+    tables = [join_folds(partitions[partition]) for partition in sorted(partitions)]
+    return Experiment(
+        name,
+        view,
+        sorted(partitions),
+        experiment.ids,
+        splits=np.stack([table["split_by"] for table in tables]).astype(str),
+        predictions=np.stack([table["prediction"] for table in tables]),
+        shared_products=experiment.shared_products,
+    )
 
 
 def describe_split(split: ClassificationDataset, batch_size: int = 256) -> np.ndarray:
@@ -106,9 +122,3 @@ def _histogram(axes: Sequence[tuple[np.ndarray, int]], weights: np.ndarray) -> n
         index = index * count + np.minimum((values * count).astype(int), count - 1)
         bins *= count
     return np.bincount(index.ravel(), weights=weights.ravel(), minlength=b * bins).reshape(b, bins)
-
-
-def _row_keys(rows: pd.DataFrame) -> list[tuple]:
-    """A key for each row: fold, image_id and number of earlier rows with the same id, which a fold may contain."""
-    keys = rows[["split_by", "image_id"]]
-    return list(zip(keys["split_by"], keys["image_id"], keys.groupby(list(keys)).cumcount(), strict=True))

@@ -1,8 +1,7 @@
 """Groups finished runs into experiments: the same script and options, trained with several seeds."""
 
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import unified_diff
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from common.config import VARIANTS, InputError, identity, variant_of
+from common.data.splits import Split, parse_split
 from common.finished_run import FinishedRun
 from common.provenance import changed_files
 from common.run_folder import IDS
@@ -24,7 +24,8 @@ class Experiment:
     model: str  # such as custom_cnn; if the script has several experiments, with the options that differ
     variant: str  # one of `common.config.VARIANTS`; for a baseline, the pixels it uses: "full", "crop" or ""
     seeds: list[int]
-    ids: pd.DataFrame  # (N,) image_id, product_id, scene_id, label, split_by; sorted by image_id
+    ids: pd.DataFrame  # (N,) image_id, product_id, scene_id and label, sorted by these
+    splits: np.ndarray  # (S, N) str, `--split-by` of the run that validated the row, as `Split` writes it, or ""
     predictions: np.ndarray  # (S, N) class names
     probabilities: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # (S, N) of the predicted class
     losses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # (S, N) in nats; both empty for baselines
@@ -59,14 +60,17 @@ def comparable(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str
     )
     distinct, copies = keep.copy(), notes.copy()
     # Different rows may be unusable with and without --crop, so the data is compared separately for each.
-    leave_out(_minority(keep, lambda run: (_fold(run), run.info.config["crop"]), _data, "data"))
-    leave_out(_minority(keep, _fold, _val_rows, "val rows"))
-    leave_out(_repeats(keep, lambda run: (_key(run), _seed(run), _fold(run)), "has the same options and seed as"))
-    folds: dict[tuple, set[str]] = {}
-    for run in keep:
-        folds.setdefault((_key(run), _seed(run)), set()).add(_fold(run))
-    most = {key: max((found for k, found in folds.items() if k[0] == key), key=len) for key, _ in folds}
-    incomplete = [run for run in keep if folds[_key(run), _seed(run)] < most[_key(run)]]
+    leave_out(_minority(keep, lambda run: (split_of(run), run.info.config["crop"]), _data, "data"))
+    leave_out(_minority(keep, split_of, _val_rows, "val rows"))
+    leave_out(_repeats(keep, lambda run: (_key(run), _seed(run), split_of(run)), "has the same options and seed as"))
+
+    def partition(run: FinishedRun) -> tuple:
+        return _key(run), _seed(run), split_of(run).partition
+
+    folds = Counter(map(partition, keep))  # no fold is counted twice, as repeats have been left out
+    complete = {partition(run) for run in keep if folds[partition(run)] == split_of(run).folds}
+    have_complete = {key for key, *_ in complete}
+    incomplete = [run for run in keep if _key(run) in have_complete and partition(run) not in complete]
     leave_out({run.folder: "belongs to a seed whose other folds are missing" for run in incomplete})
     return (keep, notes) if len(keep) > 1 else (distinct, copies)
 
@@ -94,8 +98,10 @@ def _minority(
     return odd
 
 
-def _fold(run: FinishedRun) -> str:
-    return run.info.config["split_by"]
+def split_of(run: FinishedRun) -> Split:
+    """The parsed `--split-by` of a run; for the split that the data has, the only fold of one."""
+    text = run.info.config["split_by"]
+    return parse_split(text) if text else Split("", 1, 1)
 
 
 def _seed(run: FinishedRun) -> int:
@@ -145,21 +151,21 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Experiment]:
     Models are in the order of their first runs, and the variants of a model in the order of `VARIANTS`.
 
     Raises:
-        InputError: the runs used different data, two runs have the same options and seed, or a fold is missing.
+        InputError: the runs used different data, two runs have the same options and seed, a fold is missing, or a seed
+            has several partitions.
     """
     model_names = _model_names(runs)
-    groups: dict[tuple, dict[int, dict[str, FinishedRun]]] = {}  # by model and variant, then by seed and fold
+    groups: dict[tuple, dict[int, dict[Split, FinishedRun]]] = {}  # by model and variant, then by seed and fold
     first_runs: dict[tuple, FinishedRun] = {}
     for run in runs:
-        config = run.info.config
-        first_run = first_runs.setdefault((config["split_by"], config["crop"]), run)
+        config, fold = run.info.config, split_of(run)
+        first_run = first_runs.setdefault((fold, config["crop"]), run)
         if first_run.info.data_fingerprint != run.info.data_fingerprint:
             raise InputError(
                 f"{first_run.folder} and {run.folder} used different data: compare only runs on the same data."
             )
         key = model_names[_model_key(run)], variant_of(config["crop"], config["augment"])
         folds = groups.setdefault(key, {}).setdefault(config["seed"], {})
-        fold = config["split_by"]
         if fold in folds:
             raise InputError(
                 f"{folds[fold].folder} and {run.folder} have the same options and the same seed: leave one of them out."
@@ -170,7 +176,7 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Experiment]:
     experiments = [_experiment(model, variant, groups[model, variant]) for model, variant in order]
     first = experiments[0]
     for experiment in experiments[1:]:
-        if not first.ids[IDS].equals(experiment.ids[IDS]):
+        if not first.ids.equals(experiment.ids):
             raise InputError(
                 f"{first.name} and {experiment.name} were validated on different rows ({len(first.ids)} and "
                 f"{len(experiment.ids)}): compare runs with the same --data, --limit, --split-by and --bad-rows."
@@ -178,21 +184,25 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Experiment]:
     return experiments
 
 
-def _experiment(model: str, variant: str, seeds: dict[int, dict[str, FinishedRun]]) -> Experiment:
+def _experiment(model: str, variant: str, seeds: dict[int, dict[Split, FinishedRun]]) -> Experiment:
     """The experiment with the runs `seeds`, a dict by seed and fold."""
     tables, shared_products = [], set()
+    alone = len(set().union(*seeds.values())) == 1  # the given split, or the same single fold for all seeds
     for seed, folds in sorted(seeds.items()):
-        splits = [fold for fold in folds if "/" in fold]
-        missing = int(splits[0].split("/")[1]) - len(splits) if len(folds) > 1 else 0
-        if missing or any(fold not in folds for fold in seeds[min(seeds)]):
+        partitions = sorted({fold.partition for fold in folds})
+        if len(partitions) > 1:
+            raise InputError(
+                f"{model} {variant}, seed {seed}: the folds belong to partitions {', '.join(map(str, partitions))}; "
+                "leave out the runs of all but one."
+            )
+        if not alone and any(len(folds) < fold.folds for fold in folds):
             raise InputError(f"{model} {variant}, seed {seed}: some folds are missing; finish the study first.")
-        rows = pd.concat([folds[fold].rows.assign(split_by=fold) for fold in sorted(folds)], ignore_index=True)
-        tables.append(rows.sort_values("image_id", kind="stable", ignore_index=True))
+        tables.append(join_folds({fold: run.rows for fold, run in folds.items()}))
         for run in folds.values():
             shared_products |= set((run.report["products"] or {}).get("shared", []))
-    ids = tables[0][[*IDS, "split_by"]]
+    ids = tables[0][IDS]
     for table in tables[1:]:
-        if not ids.equals(table[[*IDS, "split_by"]]):
+        if not ids.equals(table[IDS]):
             raise InputError(
                 f"the seeds of {model} {variant} were validated on different rows: compare runs with the same --data, "
                 "--limit, --split-by and --bad-rows."
@@ -202,6 +212,7 @@ def _experiment(model: str, variant: str, seeds: dict[int, dict[str, FinishedRun
         variant,
         sorted(seeds),
         ids,
+        splits=np.stack([table["split_by"] for table in tables]).astype(str),
         predictions=np.stack([table["prediction"] for table in tables]),
         probabilities=np.stack([table["probability"] for table in tables]),
         losses=np.stack([table["loss"] for table in tables]),
@@ -210,8 +221,30 @@ def _experiment(model: str, variant: str, seeds: dict[int, dict[str, FinishedRun
     )
 
 
+def join_folds(rows_of_fold: Mapping[Split, pd.DataFrame]) -> pd.DataFrame:
+    """The rows of the folds of one partition, with the column split_by, in an order that the partition does not affect.
+
+    Rows are sorted by `IDS`. Rows that have all of these in common are in the same fold, whatever the partition, and
+    keep their order there, if the column of the split has a value for them. Without one, each may be in another fold,
+    and nothing in predictions.csv tells them apart: they are then in the order of their folds.
+    """
+    tables = [rows_of_fold[fold].assign(split_by=str(fold)) for fold in sorted(rows_of_fold)]
+    return pd.concat(tables).sort_values(IDS, kind="stable", ignore_index=True)
+
+
+def fold_notes(experiments: Sequence[Experiment]) -> list[str]:
+    """A sentence for each fold that was run without the other folds of its partition."""
+    splits = [{split_of(run) for run in experiment.runs} for experiment in experiments]
+    alone = {fold for folds in splits if len(folds) == 1 for fold in folds if fold.column}
+    return [
+        f"only fold {fold.fold} of {fold.folds} (--split-by {fold}) was run: the scores are those of about one "
+        f"in {fold.folds} rows"
+        for fold in sorted(alone)
+    ]
+
+
 def _key(run: FinishedRun) -> tuple:
-    """What distinguishes experiments: everything except seed and fold."""
+    """What distinguishes experiments: everything except seed, fold and partition."""
     return _model_key(run), run.info.config["crop"], run.info.config["augment"]
 
 
@@ -220,7 +253,8 @@ def _model_key(run: FinishedRun) -> tuple:
     options = identity(run.info.config)
     for name in ("seed", "crop", "augment"):
         del options[name]
-    options["split_by"] = re.sub(r":\d+/", ":/", options["split_by"])  # the folds of one split are one experiment
+    split = split_of(run)  # all folds and partitions of one split are one experiment
+    options["split_by"] = f"{split.folds} folds of {split.column}" if split.column else ""
     return run.info.script, run.code_key, tuple(sorted(options.items()))
 
 

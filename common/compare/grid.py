@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from common.config import VARIANTS, InputError, TrainConfig, differences, flag_of, parse
 from common.data.dataset import load_splits
+from common.data.splits import Split
 from common.finished_run import read_run
 from common.provenance import code_key
 from common.run_folder import data_fingerprint, script_file
@@ -54,6 +55,7 @@ def plan_jobs(
             scripts that have it.
         seeds: number of seeds; each experiment is run with seeds 0, 1, ...
         folds: number of folds over the products, each of which is the val split of one run; 0 for the given split.
+            Seed s uses partition s, another division of the products into folds for each seed.
         root: the folder that contains the run folders.
 
     Raises:
@@ -75,7 +77,7 @@ def plan_jobs(
                 for words in options:
                     if words[0].split("=")[0] in flags[script]:
                         argv += words
-                argv += ["--split-by", f"product_id:{fold}/{folds}"] if fold else []
+                argv += ["--split-by", str(Split("product_id", fold, folds, partition=seed))] if fold else []
                 name = f"{script}-{variant}{f'-f{fold}' if fold else ''}-s{seed}"
                 argv += ["--seed", str(seed), "--out", str(root / name), "--resume"]
                 jobs.append(Job(script, variant, tuple(argv), parse(config_class, argv)))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from common.compare.questions import Question, ScoredExperiment
+from common.data.splits import parse_split
 from common.files import markdown_table, markdown_text, terminal_table
 from common.metrics import METRICS
 from common.stats import Estimate, format_difference, format_p, format_score, format_share, rounded
@@ -158,7 +159,18 @@ def _settings(runs: Sequence[dict]) -> dict[str, str]:
     values |= {name.replace("_", " "): [run["config"].get(name, "") for run in runs] for name in options}
     values["commit"] = [re.sub(r"(?<=^[0-9a-f]{12})[0-9a-f]+", "", run["commit"] or "") for run in runs]
     values["torch"] = [run["versions"].get("torch", "") for run in runs]
-    return {name: _listed(list(dict.fromkeys(each))) for name, each in values.items()}
+    settings = {name: _listed(list(dict.fromkeys(each))) for name, each in values.items()}
+    folds = {parse_split(text) for text in values["split by"] if text}
+    if len(folds) > 1:
+        split, partitions = min(folds), len({fold.partition for fold in folds})
+        settings["split by"] = f"{split.column}, {split.folds} folds" + f", {partitions} partitions" * (partitions > 1)
+        settings["fingerprint"] = _counted(values["fingerprint"])  # each fold has its own
+    return settings
+
+
+def _counted(values: list) -> str:
+    different = len(set(values))
+    return f"{different} different, see comparison.json" if different > 1 else values[0]
 
 
 def _listed(values: list) -> str:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from common.compare.experiments import Experiment
+from common.compare.experiments import Experiment, split_of
 from common.compare.questions import ScoredExperiment, ask
 from common.config import printable
 from common.data.crop import PAD_COLOR
@@ -105,7 +105,8 @@ def masked_views(run: FinishedRun, **source: str) -> tuple[ClassificationDataset
 def _as_experiment(run: FinishedRun, val: ClassificationDataset, view: str, predictions: np.ndarray) -> Experiment:
     """The experiment of one run, validated on a view; `predictions` (N,) are class numbers."""
     names = np.array(val.classes)[predictions]
-    return Experiment(view, run.config.variant, [run.config.seed], run.rows[IDS], names[None])
+    splits = np.full((1, len(names)), str(split_of(run)))
+    return Experiment(view, run.config.variant, [run.config.seed], run.rows[IDS], splits, names[None])
 
 
 def _views_figure(val: ClassificationDataset, views: dict, predictions: dict, examples: int = 8) -> Figure:
