@@ -264,12 +264,21 @@ def test_runs_that_differ_in_an_option_are_named_by_it(write_run, lines, names):
 def write_folds(write_run):
     """A function that writes the runs of three folds by product of a partition, in which `wrong` rows are wrong."""
 
-    def write_folds(partition=0, wrong=(), *, seed=0, script="train_custom_cnn", labels=LABELS, photos=range(120)):
+    def write_folds(
+        partition=0,
+        wrong=(),
+        *,
+        seed=0,
+        script="train_custom_cnn",
+        labels=LABELS,
+        products=PRODUCTS,
+        photos=range(120),
+    ):
         predictions = [CLASSES[CLASSES.index(label) - (i in wrong)] for i, label in enumerate(labels)]
         folders = []
         for fold in range(3):
             own = [i for i in range(120) if (i // 2 // (1 + partition)) % 3 == fold]
-            columns = ([values[i] for i in own] for values in (predictions, labels, PRODUCTS, photos))
+            columns = ([values[i] for i in own] for values in (predictions, labels, products, photos))
             names = zip(("predictions", "labels", "products", "photos"), columns, strict=True)
             suffix = f":{partition}" if partition else ""
             line = f"--seed {seed} --split-by product_id:{fold + 1}/3{suffix}"
@@ -311,9 +320,14 @@ def test_a_seed_may_have_the_partition_of_another(folds, write_folds):
     assert one.seeds == [0, 1] and one.splits[0].tolist() == one.splits[1].tolist()
 
 
-def test_rows_of_one_photo_are_in_the_same_order_in_all_partitions(write_folds):
-    """Each photo shows two products, which may be in different folds, and each product twice."""
-    rows = dict(labels=[CLASSES[i // 2 % 4] for i in range(120)], photos=[i // 4 for i in range(120)])
+@pytest.mark.parametrize(
+    "columns",
+    [dict(labels=[CLASSES[i // 2 % 4] for i in range(120)]), dict(products=[""] * 120)],
+    ids=["two boxes of each of two products", "four classes without product ids"],
+)
+def test_rows_of_one_photo_are_in_the_same_order_in_all_partitions(write_folds, columns):
+    """Each photo has four boxes, two of which may be in another fold than the others."""
+    rows = columns | dict(photos=[i // 4 for i in range(120)])
     (one,) = scored(*write_folds(0, [5, 10], seed=0, **rows), *write_folds(1, [6, 11], seed=1, **rows))
     assert [np.flatnonzero(~row).tolist() for row in one.correct] == [[5, 10], [6, 11]]
 
@@ -338,6 +352,8 @@ def test_a_seed_whose_folds_are_incomplete_is_left_out(folds, write_folds):
     runs, notes = comparable(find_runs(list(map(str, [*folds, *second[:2]])))[0])
     assert [run.folder for run in runs] == folds
     assert notes == [f"left out: {run} belongs to a seed whose other folds are missing" for run in second[:2]]
+    runs, notes = comparable(find_runs(list(map(str, [*folds[:2], *second[:1]])))[0])
+    assert len(runs) == 3 and notes == [], "no seed is complete, which is an error"
 
 
 def test_two_partitions_of_one_seed_are_an_error(folds, write_folds):
