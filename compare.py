@@ -2,6 +2,7 @@
 
 python compare.py runs/study                          # all finished runs in a folder
 python compare.py runs/a runs/b                       # two runs
+python compare.py runs/study --ask crop models         # fewer questions, which narrows the intervals
 python compare.py --shortcuts runs/a                  # does a model rely on the background?
 
 Runs that differ only in the seed form one experiment. Writes comparison.md, comparison.json and figures to the folder
@@ -14,6 +15,7 @@ from typing import Any
 
 from common.config import printable, run
 
+QUESTIONS = ("crop", "augment", "strong", "models")  # what the variants add, and which model is better
 FILES = ("comparison.json", "comparison.md", "experiments.png", "differences.png", "reliability.png", "confusion.png")
 
 
@@ -21,6 +23,13 @@ def read_options(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders, or folders of run folders")
     parser.add_argument("--shortcuts", action="store_true", help="score each run on product and background separately")
+    parser.add_argument(
+        "--ask",
+        nargs="+",
+        choices=QUESTIONS,
+        default=QUESTIONS,
+        help="questions to ask (default: all); fewer questions have narrower intervals, but choose before you look",
+    )
     parser.add_argument(
         "--data", default="", help="where the data of the runs is, unless it is the default or 'sample'"
     )
@@ -36,12 +45,13 @@ def main(argv=None):
     from common.compare.baselines import find_baselines
     from common.compare.experiments import code_notes, comparable, fold_notes, group_runs
     from common.compare.markdown import markdown, short_table
-    from common.compare.questions import ScoredExperiment, questions
+    from common.compare.questions import ScoredExperiment, family_notes, questions
     from common.compare.shortcuts import check_shortcuts
     from common.compare.summary import experiment_summary, label_candidates, seed_and_leakage_notes
     from common.figures import save_figure
     from common.files import atomic_path, check_output_folder, write_json
     from common.finished_run import find_runs
+    from common.stats import FAMILY_ERROR
 
     out = options.out
     runs, notes = find_runs(options.runs)
@@ -54,14 +64,15 @@ def main(argv=None):
     experiments = group_runs(runs)
     notes += fold_notes(experiments)
     scored_experiments = [ScoredExperiment(experiment) for experiment in experiments]
-    answers = questions(scored_experiments)
+    answers = questions(scored_experiments, options.ask)
     baselines, missing = find_baselines(experiments, data=options.data, cache=options.cache)
     comparison: dict[str, Any] = {
         "experiments": [experiment_summary(scored) for scored in scored_experiments],
         "baselines": [experiment_summary(scored) for scored in baselines],
         "questions": [question.as_dict() for question in answers],
         "label_candidates": label_candidates(scored_experiments),
-        "notes": notes + missing + seed_and_leakage_notes(scored_experiments),
+        "family": {"asked": list(options.ask), "questions": len(answers), "error": FAMILY_ERROR},
+        "notes": notes + missing + seed_and_leakage_notes(scored_experiments) + family_notes(answers),
     }
 
     def accuracy(scored: ScoredExperiment) -> float:

@@ -1,31 +1,41 @@
 """Coverage of the intervals and false alarms of the tests in common/stats.py, on simulated val splits.
 
-python -m benchmarks.coverage                   # a few minutes
-python -m benchmarks.coverage --trials 300
+python -m benchmarks.coverage                          # about an hour on one core
+python -m benchmarks.coverage --trials 200             # a few minutes
+python -m benchmarks.coverage --only differences
 
-A split has 150 to 160 rows of products with one to three photos (as in the sample's val split) or with one to six.
-A prediction is correct if a sum of normally distributed effects is below the threshold of its class: the effects of
-product and photo (shared by both models), their interactions with the model, the effect of the seed, and noise. The
-true accuracy of a class is the normal probability of its threshold, from which the true scores follow.
+A split has 150 to 160 rows of products with one to three photos (as in the sample's val split), or with more. A
+prediction is correct if a sum of normally distributed effects is below the threshold of its class: the effects of
+product and photo (shared by both models), their interactions with the model, the effects of the seed and of the seed on
+each product, and noise. The true accuracy of a class is the normal probability of its threshold, from which the true
+scores follow. Cross-validation is simulated with learners that are really trained, on two sets of features with the
+same distribution, so that the true difference is exactly zero.
 """
 
 import argparse
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.tree import DecisionTreeClassifier
 
 from common.metrics import METRICS, leave_one_out, scores_of_counts
-from common.stats import difference, estimate, holm, mcnemar, seeds_p_value
+from common.stats import FAMILY_ERROR, Estimate, difference, estimate, mcnemar, over_partitions
 
 PRIORS = np.array([12, 11, 5, 13, 22, 6, 5, 11, 9, 14, 14, 8]) / 130  # of the sample's val classes
 CLASSES = len(PRIORS)
 DIFFICULTY = np.linspace(-0.5, 0.5, CLASSES)[np.argsort(np.argsort(np.sin(7 * np.arange(CLASSES))))]
 # A wrong prediction is the next class half of the time, otherwise any other class.
 CONFUSIONS = 0.5 * np.roll(np.eye(CLASSES), 1, axis=1) + 0.5 * (1 - np.eye(CLASSES)) / (CLASSES - 1)
-SIZES = {"1 to 3": np.array([0.6, 0.3, 0.1]), "1 to 6": np.full(6, 1 / 6)}  # shares of products by number of photos
+SIZES = {3: np.array([0.6, 0.3, 0.1]), 6: np.full(6, 1 / 6), 8: np.full(8, 1 / 8)}  # products by number of photos
 
 
 @cache
@@ -43,24 +53,24 @@ def true_scores(accuracy: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class World:
-    """A distribution of val splits. Effects are shares of a total variance of 1; the remaining share is noise."""
+    """A distribution of val splits and of models, of which two are compared unless `accuracy` names more.
 
-    accuracy: tuple[float, float]  # of the two models, over all rows
-    sizes: str = "1 to 3"
-    seeds: int = 1
+    Effects are shares of a total variance of 1; the remaining share is noise.
+    """
+
+    accuracy: tuple[float, ...]  # of each model, over all rows and seeds
+    photos: int = 3  # the largest number of photos of a product, a key of `SIZES`
+    seeds: tuple[int, ...] = (1, 1)  # of each model
+    spread: tuple[float, ...] = (0.0, 0.0)  # standard deviation over seeds of each model's true accuracy
     product: float = 0.3
     photo: float = 0.3
     model_product: float = 0.1
     model_photo: float = 0.1
-    seed: float = 0.0
-
-    def seed_deviation(self) -> float:
-        """The standard deviation of the first model's true accuracy over seeds."""
-        return float(PRIORS @ norm.pdf(thresholds(self.accuracy[0])) * self.seed**0.5)
+    seed_product: float = 0.02
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """Labels (N,), clusters (N,) and the predictions (S, N) of both models for a random split."""
-        n, shares, counts = rng.integers(150, 161), SIZES[self.sizes], []
+        """Labels (N,), clusters (N,) and the predictions (S, N) of each model for a random split."""
+        n, shares, counts = rng.integers(150, 161), SIZES[self.photos], []
         while sum(counts) < n:
             counts.append(1 + rng.choice(len(shares), p=shares))
         counts[-1] -= sum(counts) - n
@@ -71,17 +81,70 @@ class World:
             return rng.normal(scale=share**0.5, size=shape)
 
         shared = effect(self.product, len(counts))[clusters] + effect(self.photo, n)
-        noise = 1 - self.product - self.photo - self.model_product - self.model_photo - self.seed
+        constant = self.product + self.photo + self.model_product + self.model_photo + self.seed_product
         predictions = []
-        for accuracy in self.accuracy:
+        for accuracy, seeds, spread in zip(self.accuracy, self.seeds, self.spread, strict=True):
+            limits = thresholds(accuracy)
+            seed_share = (spread / (PRIORS @ norm.pdf(limits))) ** 2
             own = effect(self.model_product, len(counts))[clusters] + effect(self.model_photo, n)
-            latent = shared + own + effect(self.seed, (self.seeds, 1)) + effect(noise, (self.seeds, n))
-            wrong = (CONFUSIONS.cumsum(1)[labels] < rng.random((self.seeds, n, 1))).sum(-1)
-            predictions.append(np.where(latent < thresholds(accuracy)[labels], labels, wrong))
+            own = own + effect(self.seed_product, (seeds, len(counts)))[:, clusters]
+            noise = effect(1 - constant - seed_share, (seeds, n))
+            latent = shared + own + effect(seed_share, (seeds, 1)) + noise
+            wrong = (CONFUSIONS.cumsum(1)[labels] < rng.random((seeds, n, 1))).sum(-1)
+            predictions.append(np.where(latent < limits[labels], labels, wrong))
         return labels, clusters, predictions
 
 
-def coverage(world: World, trials: int, seed: int = 0) -> dict[str, np.ndarray]:
+NASTY = {"product": 0.5, "photo": 0.1, "model_product": 0.1, "model_photo": 0.05, "seed_product": 0.05}  # .6 and more
+SIMILAR = {"product": 0.5, "photo": 0.2, "model_product": 0.0, "model_photo": 0.0, "seed_product": 0.03}
+SCORES = {
+    "one seed": World((0.65, 0.73)),
+    "one seed, up to six photos": World((0.65, 0.73), photos=6),
+    "one seed, high scores": World((0.88, 0.94)),
+    "six seeds": World((0.65, 0.73), seeds=(6, 6), spread=(0.025, 0.025)),
+    "six seeds, up to eight photos": World((0.65, 0.73), photos=8, seeds=(6, 6), spread=(0.025, 0.025), **NASTY),
+}
+DIFFERENCES = {  # true differences of 0; weights of a single seed have exactly the mean accuracy
+    f"{kind}, {seeds[0]} and {seeds[1]} seeds, spreads {100 * spread[0]:.0f} and {100 * spread[1]:.0f} points": World(
+        (0.7, 0.7), photos=photos, seeds=seeds, spread=spread, **effects
+    )
+    for kind, photos, effects in (("ordinary", 3, {}), ("correlated", 8, NASTY), ("similar models", 3, SIMILAR))
+    for seeds, spreads in {
+        (1, 1): [(0.0, 0.0)],
+        (1, 6): [(0.0, 0.01), (0.0, 0.05)],
+        (2, 6): [(0.01, 0.01), (0.05, 0.01), (0.01, 0.05)],
+        (3, 3): [(0.01, 0.01), (0.05, 0.01)],
+        (3, 6): [(0.01, 0.01), (0.05, 0.01), (0.01, 0.05)],
+        (3, 10): [(0.01, 0.01), (0.05, 0.01), (0.01, 0.05)],
+        (6, 6): [(0.01, 0.01), (0.05, 0.01)],
+        (10, 10): [(0.01, 0.01), (0.05, 0.01)],
+    }.items()
+    for spread in spreads
+} | {
+    f"accuracy .95, {n} and {n} seeds": World(
+        (0.95, 0.95), photos=8, seeds=(n, n), spread=(0.01 * (n > 1),) * 2, **NASTY
+    )
+    for n in (1, 3, 6)
+}
+POWER = {
+    f"8 points, {seeds} seeds": World((0.7, 0.78), seeds=(seeds, seeds), spread=(0.025, 0.025)) for seeds in (3, 6, 10)
+}
+PAIRS = [(4 * m + a, 4 * m + b) for m in range(3) for a, b in ((0, 1), (1, 2), (1, 3))] + [(3, 7), (3, 11), (7, 11)]
+FAMILIES = {  # three models in four variants
+    "12 questions, 6 seeds, spreads 2 points": World((0.7,) * 12, seeds=(6,) * 12, spread=(0.02,) * 12),
+    "12 questions, 3 seeds, spreads 5 and 1 points": World(
+        (0.7,) * 12, seeds=(3,) * 12, spread=(0.05, 0.01) * 6, photos=8, **NASTY
+    ),
+    "12 questions, 3 and 10 seeds, spreads 5 and 1 points": World(
+        (0.7,) * 12, seeds=(3, 10) * 6, spread=(0.05, 0.01) * 6, **SIMILAR
+    ),
+    "12 questions, 3 and 6 seeds, spreads 5 and 1 points": World(
+        (0.7,) * 12, seeds=(3, 6) * 6, spread=(0.05, 0.01) * 6, photos=8, **NASTY
+    ),
+}
+
+
+def score_coverage(world: World, trials: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Share of 95 % intervals that cover the true value: for `METRICS` (5,) of the first model, and for differences."""
     rng, truth = np.random.default_rng(seed), [true_scores(accuracy) for accuracy in world.accuracy]
     covered = {"score": np.zeros(len(METRICS)), "difference": np.zeros(len(METRICS))}
@@ -97,50 +160,125 @@ def coverage(world: World, trials: int, seed: int = 0) -> dict[str, np.ndarray]:
     return {name: counts / trials for name, counts in covered.items()}
 
 
-def p_values(world: World, trials: int, seed: int = 0) -> np.ndarray:
-    """The p-values (trials, 2) of two tests: McNemar's (several seeds: Student's), and that over products and seeds."""
-    rng, found = np.random.default_rng(seed), []
+def recall_coverage(world: World, trials: int, seed: int = 0) -> float:
+    """Share of 95 % intervals that cover the true recall of a class, over the classes with several products."""
+    rng, covered = np.random.default_rng(seed), []
     for _ in range(trials):
-        labels, clusters, (a, b) = world.draw(rng)
-        sides = [accuracies(guesses == labels, clusters) for guesses in (a, b)]
-        exact = mcnemar(a[0] == labels, b[0] == labels) if world.seeds == 1 else seeds_p_value(sides[0][0], sides[1][0])
-        found.append((exact, difference(*sides).p_value()))
-    return np.array(found)
+        labels, clusters, predictions = world.draw(rng)
+        for label in np.unique(labels):
+            own = labels == label
+            groups = np.unique(clusters[own], return_inverse=True)[1]
+            if groups.max() > 0:
+                low, high = estimate(*accuracies(predictions[0][:, own] == label, groups)).score_interval()
+                covered.append(low <= norm.cdf(thresholds(world.accuracy[0])[label]) <= high)
+    return float(np.mean(covered))
 
 
 def accuracies(right: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The accuracy of each seed (S,), and its accuracy without the rows of each cluster (S, G)."""
+    """The accuracy of each seed (S,), and its accuracy without the rows of each cluster (S, G), from `right` (S, N)."""
     sums = np.stack([np.bincount(clusters, weights=row) for row in right.astype(float)])
     return right.mean(1), (right.sum(1, keepdims=True) - sums) / (right.shape[1] - np.bincount(clusters))
 
 
-WORLDS = {
-    "one seed": World((0.65, 0.73)),
-    "one seed, six photos": World((0.65, 0.73), sizes="1 to 6"),
-    "one seed, high scores": World((0.88, 0.94)),
-    "three seeds": World((0.65, 0.73), seeds=3, seed=0.005),
-    "six seeds": World((0.65, 0.73), seeds=6, seed=0.005),
-    "six seeds, six photos": World((0.65, 0.73), sizes="1 to 6", seeds=6, seed=0.005),
-    "six seeds, the same model": World((0.7, 0.7), seeds=6, seed=0.005, model_product=0, model_photo=0),
+def difference_coverage(
+    world: World, trials: int, *, seed: int = 0, pairs=((0, 1),), compare: Callable[..., Estimate] = difference
+) -> tuple[float, float, float]:
+    """How reliable a comparison of the `pairs` of models is.
+
+    Returns:
+        The shares of splits in which the simultaneous intervals of all pairs cover the true differences, in which a
+        difference is reported where there is none or one of the other sign, and in which any difference is reported.
+    """
+    rng, results = np.random.default_rng(seed), []
+    level = 1 - FAMILY_ERROR / len(pairs)
+    for _ in range(trials):
+        labels, clusters, predictions = world.draw(rng)
+        right = [guesses == labels for guesses in predictions]
+        sides = [accuracies(rows, clusters) for rows in right]
+        covered, false, found = True, False, False
+        for a, b in pairs:
+            change, true = compare(sides[a], sides[b]), world.accuracy[b] - world.accuracy[a]
+            single = len(right[a]) == len(right[b]) == 1
+            decided = change.p_value() < 1 - level and not (single and mcnemar(right[a][0], right[b][0]) > 1 - level)
+            low, high = change.interval(level)
+            # As in `Question.interval`, an interval is extended to zero where McNemar's test forbids a decision.
+            low, high = (low, high) if decided else (min(low, 0), max(high, 0))
+            covered &= low <= true <= high
+            false |= decided and change.value * true <= 0
+            found |= decided
+        results.append((covered, false, found))
+    return tuple(np.mean(results, axis=0))
+
+
+LEARNERS: dict[str, Callable] = {  # each takes a seed
+    "linear discriminant analysis": lambda seed: LinearDiscriminantAnalysis(),
+    "a decision tree": lambda seed: DecisionTreeClassifier(random_state=seed),
+    "five extra trees": lambda seed: ExtraTreesClassifier(5, random_state=seed),
+    "the nearest neighbour": lambda seed: KNeighborsClassifier(1),
 }
+CLASS_MEANS = 0.75 * np.random.default_rng(7).normal(size=(6, 6))
+
+
+def fold_differences(learner: Callable, trials: int, *, folds: int, partitions: int, seed: int = 0) -> list[Estimate]:
+    """The cross-validated difference in accuracy between one learner on two sets of features, for each simulated data
+    set of 100 products with one to three photos.
+
+    Both sets have six features of their own and three in common, all with the same distribution.
+    """
+    rng, changes = np.random.default_rng(seed), []
+    for _ in range(trials):
+        clusters = np.repeat(np.arange(100), rng.choice([1, 2, 3], 100, p=SIZES[3]))
+        labels = (np.arange(100) % 6)[clusters]
+        common = _features(rng, labels, clusters, 3)
+        sides = [np.hstack([_features(rng, labels, clusters, 6), common]) for _ in range(2)]
+        right = np.zeros((2, partitions, len(labels)), bool)
+        for p in range(partitions):
+            split = StratifiedGroupKFold(folds, shuffle=True, random_state=int(rng.integers(2**31)))
+            for train, val in split.split(labels, labels, clusters):
+                for side, rows in enumerate(sides):
+                    model = learner(int(rng.integers(2**31))).fit(rows[train], labels[train])
+                    right[side, p, val] = model.predict(rows[val]) == labels[val]
+        a, b = (accuracies(rows, clusters) for rows in right)
+        changes.append(over_partitions(estimate(b[0] - a[0], b[1] - a[1])))
+    return changes
+
+
+def _features(rng: np.random.Generator, labels: np.ndarray, clusters: np.ndarray, width: int) -> np.ndarray:
+    """Features (N, width): the mean of the class, an effect of the product and noise."""
+    product = rng.normal(scale=0.7, size=(clusters.max() + 1, width))[clusters]
+    return CLASS_MEANS[labels, :width] + product + rng.normal(scale=0.7, size=(len(labels), width))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000, help="number of simulated splits of each kind")
+    parts = ("scores", "differences", "families", "power", "folds")
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     args = parser.parse_args()
-    print(f"{'share of 95 % intervals covering the true value':52}  " + "  ".join(f"{name:>9}" for name in METRICS))
-    for name, world in WORLDS.items():
-        for method, shares in coverage(world, args.trials).items():
-            print(f"{name + ': ' + method:52}  " + "  ".join(f"{share:9.3f}" for share in shares))
-    print("\nfalse alarms: how often two sets of seeds of the same model are called different")
-    for seeds, spread in ((1, 0.0), (2, 0.005), (2, 0.02), (3, 0.005), (3, 0.02), (6, 0.005), (6, 0.02)):
-        world = World((0.7, 0.7), seeds=seeds, seed=spread, model_product=0, model_photo=0)
-        both = p_values(world, 3 * args.trials)
-        name = f"{seeds} seeds, whose accuracy varies by {100 * world.seed_deviation():.1f} points"
-        for rule, p in (("products and seeds alone", both[:, 1]), ("and the exact test", both.max(1))):
-            families = np.mean([min(holm(family)) < 0.05 for family in p.reshape(-1, 3).tolist()])
-            print(f"{name + ': ' + rule:72}  one question {np.mean(p < 0.05):.3f}, of three corrected {families:.3f}")
+    warnings.simplefilter("ignore")  # of scikit-learn, about classes with fewer products than folds
+    if "scores" in args.only:
+        print("| 95 % intervals that cover the true value | | " + " | ".join(METRICS) + " | recall of a class |")
+        print("| --- " * (3 + len(METRICS)) + "|")
+        for name, world in SCORES.items():
+            recall = f"{recall_coverage(world, args.trials // 5):.3f}"
+            for method, shares in score_coverage(world, args.trials).items():
+                cells = " | ".join(f"{share:.3f}" for share in shares)
+                print(f"| {name} | {method} | {cells} | {recall if method == 'score' else ''} |", flush=True)
+    for part, worlds in (("differences", DIFFERENCES), ("families", FAMILIES), ("power", POWER)):
+        if part in args.only:
+            print(f"\n| {part} | intervals cover (all) | false alarms | found |\n| --- | --- | --- | --- |")
+            for i, (name, world) in enumerate(worlds.items()):
+                pairs = PAIRS if part == "families" else ((0, 1),)
+                shares = difference_coverage(world, args.trials, seed=i, pairs=pairs)
+                print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in shares) + " |", flush=True)
+    if "folds" in args.only:
+        print("\n| folds, partitions | " + " | ".join(LEARNERS) + " |\n" + "| --- " * (1 + len(LEARNERS)) + "|")
+        for folds, partitions in ((3, 3), (5, 3), (5, 6), (10, 3)):
+            cells = []
+            for learner in LEARNERS.values():
+                changes = fold_differences(learner, args.trials // 4, folds=folds, partitions=partitions)
+                cells.append(f"{np.mean([abs(change.value) <= change.margin() for change in changes]):.3f}")
+            print(f"| {folds} folds, {partitions} partitions | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,13 @@ import pyarrow.parquet as pq
 from common.compare.experiments import group_runs
 from common.compare.grid import is_finished, plan_jobs
 from common.compare.markdown import question_table, score_table
-from common.compare.questions import ScoredExperiment, ask
+from common.compare.questions import ScoredExperiment, ask, correct
 from common.config import DataConfig, run
 from common.data.dataset import load_splits
 from common.data.sources import clean_categories, load_tables
 from common.files import atomic_path
 from common.finished_run import read_run
 from common.run_folder import data_fingerprint
-from common.stats import holm
 
 BASES = {
     "custom_cnn": "--epochs 40",
@@ -74,9 +73,7 @@ def write_train_split(data: str, folder: Path) -> None:
 
 def results(trials: dict[str, ScoredExperiment]) -> str:
     """Two tables: the scores of the trials, the most accurate first, and the difference of each from the base."""
-    questions = [ask("model", trials["base"], trial) for name, trial in trials.items() if name != "base"]
-    for question, p in zip(questions, holm([question.p for question in questions]), strict=True):
-        question.holm_p = p
+    questions = correct([ask("model", trials["base"], trial) for name, trial in trials.items() if name != "base"])
     ranked = sorted(trials.values(), key=lambda trial: -trial.estimates["accuracy"].value)
     return "\n".join([*score_table(ranked, []), "", *question_table(questions)]) + "\n"
 

@@ -128,7 +128,7 @@ def available_cores() -> list[int]:
 
 
 class OtherLoad:
-    """Notices other processes on the cores of a run, which make a run of several threads several times slower.
+    """Notices other processes on the cores of a run, which can make a run of several threads several times slower.
 
     The threads of a step wait for each other, and keep their cores busy meanwhile.
     """
@@ -162,7 +162,7 @@ class OtherLoad:
         self.watches = False
         return (
             f"note   other processes use {used:.1f} of {cores} cores, and this run uses {self.threads} threads, which "
-            f"makes it several times slower: stop them, or set OMP_NUM_THREADS={max(1, int(cores - used + 0.1))}."
+            f"can make it several times slower: stop them, or set OMP_NUM_THREADS={max(1, int(cores - used + 0.1))}."
         )
 
 

@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from common.config import identity, printable
 from common.data.sources import is_hub_id
-from common.data.splits import group_numbers
+from common.data.splits import connected_groups
 from common.files import markdown_table, markdown_text
 from common.metrics import METRICS, leave_one_out
 from common.stats import format_score, score_estimates
@@ -149,7 +149,7 @@ def _preprocessing(config: dict) -> str:
 
 def score_intervals(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
     """The 95 % confidence intervals of `METRICS`, which account for the choice of products and images; {} if none."""
-    clusters = group_numbers(rows["product_id"])
+    clusters = connected_groups(rows["product_id"], rows["image_id"])
     if clusters.max() == 0:  # the variance over products needs at least two
         return {}
     labels, predictions = rows["label"].to_numpy(), rows["prediction"].to_numpy()[None]

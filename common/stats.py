@@ -2,43 +2,74 @@
 
 A score has two sources of variance: the sample of val images, and the seed of the training. The first is estimated by
 the jackknife over clusters (Quenouille, 1956; Tukey, 1958), which leaves out one product at a time; the second by the
-variance over seeds in excess of what the images explain. Each has its own quantile of Student's t (Cochran, 1964),
-because a variance over few seeds is itself uncertain. tests/test_stats.py checks the intervals and tests on simulated
-data with known true values, and benchmarks/coverage.py reports their coverage (docs/statistics.md).
+variance over the seeds of each experiment in excess of what the images explain. Student's t has the effective number of
+degrees of freedom of their sum (Satterthwaite, 1946; Welch, 1947), because a variance over few seeds is itself
+uncertain. docs/statistics.md describes the methods; tests/test_stats.py and benchmarks/coverage.py check them on
+simulated data with known true values.
 """
 
 import math
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 from common.metrics import METRICS
+
+SHARED_TRAIN_ROWS = 0.5  # variance due to train rows that folds share, as a share of that over images
+FAMILY_ERROR = 0.05  # the probability that any interval of a comparison misses the true value
+
+
+@dataclass(frozen=True)
+class SeedVariance:
+    """The variance of a mean score that is due to the seeds of one experiment."""
+
+    observed: float  # the variance over seeds on the same val images, divided by the number of seeds
+    explained: float  # the part of it that is due to the sample of images, and already in the variance over images
+    seeds: int
+
+    @property
+    def excess(self) -> float:
+        return _positive(self.observed - self.explained)
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A score or a difference of scores, with its uncertainty.
 
-    The variance of `value` is the sum of `image_variance`, which decreases with the number of val images, and
-    `seed_variance`, which decreases with the number of seeds.
+    The variance of `value` is the sum of `image_variance`, which decreases with the number of val images, and of the
+    excess variance over seeds of each experiment that has several.
     """
 
     value: float
     bias: float  # the jackknife estimate of how much `value` exceeds the score on infinitely many images
     image_variance: float
-    seed_variance: float  # 0 with a single seed, for which it cannot be estimated
     clusters: int
-    seed_df: int  # degrees of freedom of the seed variance
+    seed_variances: tuple[SeedVariance, ...] = ()
+
+    @property
+    def variance(self) -> float:
+        return self.image_variance + sum(part.excess for part in self.seed_variances)
+
+    @property
+    def df(self) -> float:
+        """The effective number of degrees of freedom of `variance`.
+
+        The excess of a variance over seeds is as uncertain as the observed variance. Where the numbers of seeds differ,
+        the seeds count for more: a large variance in the experiment with few seeds would otherwise be underestimated
+        too often (docs/statistics.md).
+        """
+        if self.variance == 0:
+            return self.clusters - 1
+        seeds = [part.seeds for part in self.seed_variances]
+        uncertainty = sum(part.observed**2 / (part.seeds - 1) for part in self.seed_variances)
+        uncertainty *= max(seeds, default=1) / min(seeds, default=1)
+        df = self.variance**2 / (self.image_variance**2 / (self.clusters - 1) + uncertainty)
+        return max(df, min(self.clusters, *seeds) - 1) if seeds else df
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Symmetric confidence interval for a difference of scores, in which the biases cancel.
-
-        If the variance is zero, for example because both models predict the same, half the width of the interval is the
-        upper limit of Wilson's interval for a share of 0.
-        """
-        margin = self._margin(level) or wilson(0.0, _t(level, self.clusters - 1) ** 2 / self.clusters)[1]
+        """Symmetric confidence interval for a difference of scores, in which the biases cancel."""
+        margin = self.margin(level)
         return max(-1.0, self.value - margin), min(1.0, self.value + margin)
 
     def score_interval(self, level: float = 0.95) -> tuple[float, float]:
@@ -49,40 +80,37 @@ class Estimate:
         """
         value = min(1.0, max(0.0, self.value - self.bias))
         row_variance = value * (1 - value)
-        margin = self._margin(level)
-        if row_variance == 0 or margin == 0:
-            return wilson(value, _t(level, self.clusters - 1) ** 2 / self.clusters)
-        return wilson(value, margin**2 / row_variance)
+        if row_variance == 0 or self.variance == 0:
+            return wilson(value, self._t(level) ** 2 / self.clusters)
+        return wilson(value, self.margin(level) ** 2 / row_variance)
 
     def as_dict(self) -> dict:
         """The score and its `score_interval` at the 95 % level, for JSON files."""
         return {"value": self.value, "interval": list(self.score_interval())}
 
-    def p_value(self) -> float:
-        """Two-sided p-value of the hypothesis that the true value is zero, at least 1e-15.
+    def margin(self, level: float = 0.95) -> float:
+        """Half the width of `interval`.
 
-        It is 1 minus the level of the narrowest symmetric interval that contains zero.
+        If the variance is zero, for example because both models predict the same, it is the upper limit of Wilson's
+        interval for a share of 0.
         """
-        if self.value == 0 or self.image_variance + self.seed_variance == 0:
-            return float(self.value == 0)
+        t = self._t(level)
+        return t * math.sqrt(self.variance) if self.variance else wilson(0.0, t**2 / self.clusters)[1]
 
-        def excess(log_p: float) -> float:
-            return self._margin(1 - math.exp(log_p)) - abs(self.value)
+    def p_value(self) -> float:
+        """Two-sided p-value of the hypothesis that the true value is zero.
 
-        smallest = math.log(1e-15)
-        return math.exp(optimize.brentq(excess, smallest, 0)) if excess(smallest) > 0 else 1e-15
+        It is 1 minus the level of the narrowest `interval` that contains zero.
+        """
+        size = abs(self.value)
+        if self.variance:
+            t = size / math.sqrt(self.variance)
+        else:  # solves size = t**2 / (clusters + t**2), Wilson's limit
+            t = math.sqrt(self.clusters * size / (1 - size)) if size < 1 else math.inf
+        return float(2 * stats.t.sf(t, self.df))
 
-    def _margin(self, level: float) -> float:
-        """Half the width of a symmetric interval."""
-        variance = self.image_variance * _t(level, self.clusters - 1) ** 2
-        if self.seed_variance:
-            variance += self.seed_variance * _t(level, self.seed_df) ** 2
-        return math.sqrt(variance)
-
-
-def _t(level: float, df: int) -> float:
-    """The two-sided quantile of Student's t distribution for an interval of the given level."""
-    return float(stats.t.isf((1 - level) / 2, df))
+    def _t(self, level: float) -> float:
+        return float(stats.t.isf((1 - level) / 2, self.df))
 
 
 def wilson(share: float, t2_n: float) -> tuple[float, float]:
@@ -105,16 +133,16 @@ def estimate(scores: np.ndarray, replicates: np.ndarray) -> Estimate:
     seeds, clusters = replicates.shape
     mean = replicates.mean(axis=0)
     image_variance = _positive((clusters - 1) / clusters * ((mean - mean.mean()) ** 2).sum())
-    seed_variance = 0.0
+    bias = (clusters - 1) * (mean.mean() - scores.mean())
+    seed_variances: tuple[SeedVariance, ...] = ()
     if seeds > 1:
         # The pseudo-values (S, G) act as a score for each seed and cluster. Their interaction is the part of the
-        # variance over seeds that is due to the sample of images; only the rest is added to `image_variance`.
+        # variance over seeds that is due to the sample of images.
         pseudo = clusters * scores[:, None] - (clusters - 1) * replicates
         interaction = pseudo - pseudo.mean(0) - pseudo.mean(1, keepdims=True) + pseudo.mean()
         explained = (interaction**2).sum() / ((seeds - 1) * (clusters - 1)) / (seeds * clusters)
-        seed_variance = _positive(scores.var(ddof=1) / seeds - explained)
-    bias = (clusters - 1) * (mean.mean() - scores.mean())
-    return Estimate(float(scores.mean()), float(bias), float(image_variance), float(seed_variance), clusters, seeds - 1)
+        seed_variances = (SeedVariance(float(scores.var(ddof=1) / seeds), float(explained), seeds),)
+    return Estimate(float(scores.mean()), float(bias), float(image_variance), clusters, seed_variances)
 
 
 def _positive(variance: float) -> float:
@@ -125,15 +153,28 @@ def _positive(variance: float) -> float:
 def difference(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> Estimate:
     """The paired difference b minus a of two mean scores on the same rows.
 
-    `a` and `b` are the arguments of `estimate`, with the same clusters. Their seeds are treated as independent, and the
-    variance over seeds is pooled, so that one experiment may have a single seed.
+    `a` and `b` are the arguments of `estimate`, with the same clusters. Their seeds are treated as independent. An
+    experiment with a single seed adds no variance: the difference is then about its trained weights.
     """
     images = estimate((b[0].mean() - a[0].mean())[None], (b[1].mean(0) - a[1].mean(0))[None])
-    seeds = [len(scores) for scores, _ in (a, b)]
-    df = sum(seeds) - 2
-    squares = [(s - 1) * s * estimate(*arguments).seed_variance for s, arguments in zip(seeds, (a, b), strict=True)]
-    seed_variance = sum(squares) / df * sum(1 / s for s in seeds) if df else 0.0
-    return Estimate(images.value, images.bias, images.image_variance, seed_variance, images.clusters, df)
+    seed_variances = tuple(part for arguments in (a, b) for part in estimate(*arguments).seed_variances)
+    return replace(images, seed_variances=seed_variances)
+
+
+def over_partitions(repeated: Estimate) -> Estimate:
+    """The uncertainty of a cross-validated score or difference; `repeated` has partitions in the place of seeds.
+
+    Models of one data set share most of their train rows, so the rows vary together more than `estimate` knows, and no
+    estimate of this part is unbiased (Bengio and Grandvalet, 2004). As Nadeau and Bengio (2003) do, it is taken for a
+    fixed share of the variance over images. Theirs is 1 / (folds - 1); one half holds with three to ten folds and
+    trained learners, among them nearest neighbours, on which each train row has most influence
+    (benchmarks/coverage.py). The variance over partitions is counted in full.
+    """
+    return replace(
+        repeated,
+        image_variance=repeated.image_variance * (1 + SHARED_TRAIN_ROWS),
+        seed_variances=tuple(replace(part, explained=0.0) for part in repeated.seed_variances),
+    )
 
 
 def score_estimates(scores: np.ndarray, replicates: np.ndarray) -> dict[str, Estimate]:
@@ -183,42 +224,3 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> float:
     """
     only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-
-
-def seeds_p_value(scores_a: np.ndarray, scores_b: np.ndarray) -> float | None:
-    """p-value of Student's t-test between the seeds of two experiments, which treats the val images as fixed.
-
-    None unless both have at least two seeds.
-    """
-    if min(len(scores_a), len(scores_b)) < 2:
-        return None
-    if max(np.ptp(scores_a), np.ptp(scores_b)) < 1e-12:
-        return float(abs(scores_a[0] - scores_b[0]) < 1e-12)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all seeds of one experiment may have the same score
-        return float(stats.ttest_ind(scores_a, scores_b).pvalue)
-
-
-def holm(p_values: list[float]) -> list[float]:
-    """p-values after Holm's correction (1979), in the given order.
-
-    The family-wise error is at most 5 % if the hypotheses with corrected p-values below 0.05 are rejected.
-    """
-    order = np.argsort(p_values, kind="stable")
-    factors = len(p_values) - np.arange(len(p_values))
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.minimum(1, np.maximum.accumulate(np.array(p_values)[order] * factors))
-    return corrected.tolist()
-
-
-def rows_needed(change: Estimate, n: int, power: float = 0.8) -> int | None:
-    """The number of similar val rows needed to detect a difference.
-
-    With this many rows, a true difference of the size of `change`, which was estimated on n rows, is significant at the
-    5 % level with probability `power`. None if no number of rows suffices, because the variance over seeds alone is too
-    large.
-    """
-    required_variance = (change.value / (stats.norm.isf(0.025) + stats.norm.ppf(power))) ** 2
-    if required_variance <= change.seed_variance:
-        return None
-    return math.ceil(n * change.image_variance / (required_variance - change.seed_variance))

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -21,9 +22,17 @@ import train_custom_cnn
 import train_custom_vit
 from common.compare import figures as compare_figures
 from common.compare.baselines import describe_pixels, find_baselines
-from common.compare.experiments import comparable, group_runs
+from common.compare.experiments import Experiment, comparable, group_runs
 from common.compare.figures import forest
-from common.compare.questions import STEPS, STEPS_WITHOUT_CROP, ScoredExperiment, questions
+from common.compare.questions import (
+    MODELS,
+    STEPS,
+    STEPS_WITHOUT_CROP,
+    ScoredExperiment,
+    ask,
+    family_notes,
+    questions,
+)
 from common.compare.shortcuts import VIEWS, masked_views
 from common.compare.summary import (
     confused_pairs,
@@ -34,6 +43,7 @@ from common.compare.summary import (
 )
 from common.config import InputError, parse
 from common.data.crop import PAD_COLOR
+from common.data.splits import connected_groups
 from common.figures import confusion_counts, confusion_side, draw_confusion, save_figure
 from common.finished_run import find_runs, read_run
 from common.metrics import METRICS, calibration_error, scores_of_predictions
@@ -102,10 +112,44 @@ def crop_helps(write_run):
     return full, crop
 
 
-def test_a_clear_difference_is_a_plain_sentence(crop_helps):
-    (question,) = asked(*crop_helps)
+@pytest.fixture
+def write_seeds(write_run):
+    """A function that writes runs of several seeds, whose numbers of wrong rows are given."""
+
+    def write_seeds(options, *wrong, script="train_custom_cnn"):
+        return [write_run(script, f"{options} --seed {s}", wrong_in(range(number))) for s, number in enumerate(wrong)]
+
+    return write_seeds
+
+
+THREE = {"full": (60, 61, 62), "crop": (12, 13, 12)}
+
+
+@pytest.mark.parametrize(
+    ("full", "crop", "start", "end"),
+    [
+        (THREE["full"], THREE["crop"], "crop helps custom_cnn: +40.6 points [", "]"),
+        (THREE["crop"], THREE["full"], "crop harms custom_cnn: -40.6 points [-", "]"),
+        ((60,), (12,), "crop, custom_cnn: these weights score higher, +40.0", "with one seed, other seeds may differ"),
+        (
+            (12,),
+            THREE["full"],
+            "crop, custom_cnn: these weights score lower, -40.8",
+            "with 1 and 3 seeds, other seeds may differ",
+        ),
+        (
+            (60, 61),
+            THREE["crop"],
+            "crop, custom_cnn: these weights score higher",
+            "with 2 and 3 seeds, other seeds may differ",
+        ),
+    ],
+    ids=["helps", "harms", "single runs", "one seed and three", "two seeds and three"],
+)
+def test_the_verb_fits_the_number_of_seeds(write_seeds, full, crop, start, end):
+    (question,) = asked(*write_seeds("", *full), *write_seeds("--crop", *crop))
     assert question.decided and question.title == "custom_cnn: crop vs. full"
-    assert question.sentence.startswith("crop helps custom_cnn: +40.0 points [")
+    assert question.sentence.startswith(start) and question.sentence.endswith(end)
 
 
 def test_the_interval_of_a_difference_is_that_of_the_mean_over_products(crop_helps):
@@ -119,7 +163,7 @@ def test_the_interval_of_a_difference_is_that_of_the_mean_over_products(crop_hel
 
 def test_single_runs_are_compared_by_mcnemars_test(crop_helps):
     (question,) = asked(*crop_helps)
-    assert question.mcnemar_p == pytest.approx(2 * 0.5**48) and question.p < 1e-6 and question.seeds_p is None
+    assert question.mcnemar_p == pytest.approx(2 * 0.5**48) and question.p < 1e-6
 
 
 def test_an_answer_as_a_dict_is_json(crop_helps):
@@ -127,17 +171,16 @@ def test_an_answer_as_a_dict_is_json(crop_helps):
     answer = question.as_dict()
     assert json.loads(json.dumps(answer)) == answer
     assert (answer["a"], answer["b"]) == ("custom_cnn full", "custom_cnn crop") and answer["decided"] is True
-    assert answer["sentence"] == question.sentence and answer["interval"] == list(question.change.interval())
+    assert answer["sentence"] == question.sentence and answer["interval"] == list(question.interval)
+    assert answer["interval_alone"] == list(question.interval_alone)
 
 
-def test_harm_and_the_better_model_are_named(write_run):
-    crop = write_run("train_custom_cnn", "--crop", wrong_in(range(12)))
-    augment = write_run("train_custom_cnn", "--crop --augment", wrong_in(range(60)))
-    vit = write_run("train_custom_vit", "--crop --augment", wrong_in(range(110)))
-    first, second = asked(crop, augment, vit)
-    assert first.sentence.startswith("augmentation harms custom_cnn: -40.0 points [-")
-    assert second.sentence.startswith("custom_vit loses to custom_cnn (crop-augment): -41.7 points [-")
-    assert "single runs" in second.sentence
+def test_the_better_model_is_named(write_seeds):
+    runs = [*write_seeds("--crop", *THREE["crop"]), *write_seeds("--crop", *THREE["full"], script="train_custom_vit")]
+    (question,) = asked(*runs)
+    assert question.sentence.startswith("custom_vit loses to custom_cnn (crop): -40.6 points [-")
+    (question,) = asked(*reversed(runs))
+    assert question.sentence.startswith("custom_cnn beats custom_vit (crop): +40.6 points [")
 
 
 @pytest.mark.parametrize(("cnn", "vit"), [(60, 110), (110, 60), (60, 62)], ids=["loses", "beats", "undecided"])
@@ -157,35 +200,89 @@ def test_a_difference_has_one_sign_everywhere(write_run, tmp_path, monkeypatch, 
     assert shown in answer["sentence"] and shown in row and answer["sentence"].startswith("custom_vit ")
 
 
-def test_the_only_experiment_with_a_single_run_is_named(write_run):
-    full = write_run("train_custom_cnn", "", wrong_in(range(60)))
-    crops = [write_run("train_custom_cnn", f"--crop --seed {seed}", wrong_in(range(12 + seed))) for seed in (0, 1)]
-    (question,) = asked(full, *crops)
-    assert question.sentence.endswith(", from a single run of custom_cnn full: other seeds may differ")
-
-
-def test_five_rows_are_too_few_and_the_sentence_says_how_many_are_needed(write_run):
+def test_mcnemars_test_can_forbid_a_decision(write_run):
     full = write_run("train_custom_cnn", "", wrong_in(range(0, 10, 2)))
     crop = write_run("train_custom_cnn", "--crop", LABELS)
     (question,) = asked(full, crop)
-    assert question.change.p_value() < 0.05 < question.p == pytest.approx(1 / 16), "McNemar's test decides"
-    assert not question.decided and "crop, custom_cnn" in question.sentence
-    assert "120 images, +4.2 points [" in question.sentence and "180 images" in question.sentence
+    assert question.change.p_value() < 0.05 < question.p == pytest.approx(1 / 16), "five rows are too few"
+    assert question.change.interval()[0] > 0 == question.interval[0] == question.interval_alone[0]
+    assert not question.decided and question.interval[1] == question.change.interval()[1]
 
 
-def test_p_values_in_a_sentence_are_on_their_side_of_the_threshold(write_run):
-    full, crop = (write_run("train_custom_cnn", options, wrong_in(range(30))) for options in ("", "--crop"))
-    question = replace(asked(full, crop)[0], p=0.0496, holm_p=0.0504)
-    assert question.sentence.endswith("; p = 0.0496 alone, but 0.0504 after correction for all questions")
-    assert "; p < 0.0001 alone, but 0.120 after" in replace(question, p=1e-5, holm_p=0.12).sentence
+def test_a_small_difference_is_a_finding(write_seeds):
+    crops = write_seeds("--crop", 30, 31, 30)
+    (question,) = asked(*crops, *write_seeds("--crop --augment", 31, 30, 31))
+    largest = 100 * max(map(abs, question.interval))
+    assert largest < 5 and question.sentence.startswith("augmentation, custom_cnn: the same within ")
+    stated = float(re.search(r"within ([\d.]+) points", question.sentence)[1])
+    assert largest <= stated < largest + 0.1, "rounded up, so that it is true"
+    augmented = [run for run in crops[0].parent.iterdir() if "augment---seed-0" in run.name]
+    (question,) = asked(crops[0], *augmented)
+    assert question.sentence.startswith("augmentation, custom_cnn: these weights are the same within ")
+
+
+def test_too_little_data_is_said_with_the_size_that_would_go_unseen(write_seeds):
+    (question,) = asked(*write_seeds("", 50, 40, 60), *write_seeds("--crop", 45, 55, 35))
+    unseen = float(re.search(r"differences of up to ([\d.]+) points would go unseen$", question.sentence)[1])
+    assert "crop, custom_cnn: not distinguishable on 120 images with 3 seeds, " in question.sentence
+    assert 100 * question.change.margin() <= unseen < 100 * question.change.margin() + 0.1
+
+
+@pytest.mark.parametrize("products", [9, 10])
+def test_fewer_than_ten_products_allow_no_conclusion(write_run, products):
+    names = [f"p{i % products}" for i in range(120)]
+    runs = [
+        write_run("train_custom_cnn", f"{options} --seed {seed}", predictions, products=names)
+        for seed in range(3)
+        for options, predictions in (("", wrong_in(range(120))), ("--crop", LABELS))
+    ]
+    (question,) = asked(*runs)
+    low, high = question.interval
+    assert question.decided == (products == 10) == (low > 0)
+    words = "no conclusion from 9 products or photos, of which 10 are needed; +100.0 points [0.0, 100.0]"
+    assert (words in question.sentence) == (products == 9)
+
+
+def test_intervals_and_decisions_never_contradict():
+    """For random numbers of seeds, products and questions, and differences of every size."""
+    rng, decisions = np.random.default_rng(0), []
+    for _ in range(400):
+        clusters, n = rng.integers(8, 40), 80
+        ids = np.sort(np.r_[np.arange(clusters), rng.integers(clusters, size=n - clusters)])
+        rows = pd.DataFrame({"image_id": map(str, range(n)), "product_id": ids.astype(str), "scene_id": ""})
+        rows["label"] = "bed"
+        sides = []
+        for share in rng.choice([0.5, 0.7, 0.9, 1.0], 2):
+            seeds = rng.choice([1, 2, 3, 6])
+            names = np.where(rng.random((seeds, n)) < share, "bed", "sofa")
+            sides.append(
+                ScoredExperiment(Experiment("cnn", "crop", [*range(seeds)], rows, np.full((seeds, n), ""), names))
+            )
+        question = replace(ask("model", *sides), family=int(rng.choice([1, 4, 12])))
+        low, high = question.interval
+        assert low <= question.change.value <= high and question.decided == (low > 0 or high < 0)
+        assert question.interval_alone[0] >= low and question.interval_alone[1] <= high
+        assert (question.corrected_p < 0.05) == question.decided or question.reason_against
+        decisions.append(question.decided)
+    assert 50 < sum(decisions) < 350
 
 
 def test_equal_predictions_have_an_interval_of_positive_width(write_run):
     full, crop = (write_run("train_custom_cnn", options, wrong_in(range(30))) for options in ("", "--crop"))
     (question,) = asked(full, crop)
-    low, high = question.change.interval()
+    low, high = question.interval
     assert question.p == 1 and low == -high and 0.02 < high < 0.1
-    assert question.sentence.endswith("both have the same accuracy")
+
+
+def test_the_rows_of_a_photo_are_one_cluster(write_run):
+    photos = [i // 3 for i in range(120)]
+    (one,) = scored(write_run("train_custom_cnn", "", LABELS, products=[""] * 120, photos=photos))
+    assert one.clusters.tolist() == photos
+
+
+def test_rows_are_connected_by_product_or_photo():
+    assert connected_groups(["a", "b", "b", "", "", "c"], ["1", "1", "2", "3", "3", "4"]).tolist() == [0, 0, 0, 1, 1, 2]
+    assert len(set(connected_groups(["", "", None], ["", None, ""]))) == 3, "rows without ids are not connected"
 
 
 # Experiments ---------------------------------------------------------------------------------------------------------
@@ -217,14 +314,34 @@ def test_each_variant_is_compared_and_then_the_models(three_seeds):
     assert found[0].change.value == pytest.approx(10 / 120)
 
 
-def test_several_seeds_use_the_larger_of_two_p_values(three_seeds):
-    crop = asked(three_seeds)[0]
-    assert crop.mcnemar_p is None and crop.p == max(crop.seeds_p, crop.change.p_value())
+def test_intervals_and_p_values_are_corrected_for_all_questions(three_seeds):
+    answers = asked(three_seeds)
+    for answer in answers:
+        assert answer.family == 3 and answer.corrected_p == pytest.approx(min(1, 3 * answer.p))
+        assert answer.interval[1] == pytest.approx(answer.change.interval(1 - 0.05 / 3)[1])
+        assert answer.interval_alone[1] == pytest.approx(answer.change.interval()[1])
 
 
-def test_holm_corrects_for_all_questions(three_seeds):
-    smallest = min(asked(three_seeds), key=lambda question: question.p)
-    assert smallest.holm_p == pytest.approx(min(1, 3 * smallest.p))
+def test_fewer_questions_can_be_asked(three_seeds, tmp_path):
+    answers = compare.main([str(three_seeds), "--out", str(tmp_path / "out"), "--ask", "crop"])
+    assert [answer["question"] for answer in answers["questions"]] == ["custom_cnn: crop vs. full"]
+    assert answers["family"] == {"asked": ["crop"], "questions": 1, "error": 0.05}
+    everything = compare.main([str(three_seeds), "--out", str(tmp_path / "out")])
+    narrow, wide = (result["questions"][0]["interval"] for result in (answers, everything))
+    assert narrow[0] > wide[0] and narrow[1] < wide[1]
+    assert any("3 questions were asked" in note for note in everything["notes"])
+    assert "all 3 hold the true differences" in (tmp_path / "out" / "comparison.md").read_text()
+    none = compare.main([str(three_seeds), "--out", str(tmp_path / "out"), "--ask", "strong"])
+    assert none["questions"] == []
+
+
+def test_every_question_has_a_name_to_ask_for():
+    assert {name for _, _, name, _ in STEPS + STEPS_WITHOUT_CROP} | {MODELS} == set(compare.QUESTIONS)
+
+
+def test_unequal_numbers_of_seeds_are_a_note(write_seeds):
+    answers = asked(*write_seeds("", 50, 40, 60), *write_seeds("--crop", 45, 55))
+    assert family_notes(answers) == ["the experiments have 2 to 3 seeds: equal numbers find differences most easily"]
 
 
 def test_comparisons_of_variants_without_a_crop_run(write_run):
@@ -292,6 +409,32 @@ def write_folds(write_run):
 def folds(write_folds):
     """Three folds of 40 rows; row 3 is wrong."""
     return write_folds(wrong=[3])
+
+
+def test_folds_need_three_partitions(write_folds):
+    """Of the partitions of two experiments, those that both have are compared."""
+    runs = [write_folds(p, range(60), seed=p) for p in range(3)]
+    runs.append(write_folds(0, range(20), script="train_custom_vit"))
+    (question,) = asked(*(folder for folders in runs for folder in folders))
+    assert question.repetitions == 1 and not question.decided
+    assert "no conclusion from folds of fewer than 3 partitions" in question.sentence
+
+
+def test_folds_of_three_partitions_allow_a_conclusion(write_folds):
+    runs = [write_folds(p, range(60), seed=p) for p in range(3)]
+    runs += [write_folds(p, range(20 + p), seed=p, script="train_custom_vit") for p in range(4)]
+    (question,) = asked(*(folder for folders in runs for folder in folders))
+    assert question.repetitions == 3 and question.change.value == pytest.approx((60 - 21) / 120)
+    assert question.sentence.startswith("custom_vit beats custom_cnn (full): +32.5 points [")
+    gained = np.array([0] * 10 + [0.5] + [1] * 19 + [0] * 30)  # of each product, mean over the partitions
+    images = replace(question.change, seed_variances=()).variance
+    assert images == pytest.approx(1.5 * gained.var(ddof=1) / 60)
+
+
+def test_seeds_with_one_partition_are_one_repetition(write_folds):
+    folders = [*write_folds(0, range(60)), *write_folds(0, range(50), seed=1)]
+    (experiment,) = scored(*folders)
+    assert experiment.leave_one_out[0][:, 0].tolist() == pytest.approx([1 - 55 / 120])
 
 
 def test_folds_are_put_together(folds):
@@ -375,6 +518,17 @@ def test_a_single_fold_is_a_note(write_folds, tmp_path, partition):
 # Scores of an experiment ---------------------------------------------------------------------------------------------
 
 SEEN = [f"p{i}" for i in range(50)]  # products that train has too; the ten others have 20 rows
+
+
+def test_the_recall_of_a_class_has_an_interval_over_its_products(write_run):
+    labels = ["bed"] * 4 + ["sofa"] * 56 + ["desk"] * 60
+    products = ["p"] * 4 + [f"q{i // 8}" for i in range(56)] + [f"r{i}" for i in range(60)]
+    predictions = ["bed"] * 4 + ["sofa"] * 28 + ["chair"] * 28 + ["desk"] * 30 + ["chair"] * 30
+    (one,) = scored(write_run("train_custom_cnn", "", predictions, labels=labels, products=products))
+    classes = per_class(one)
+    assert classes["bed"]["recall"] == 1 and classes["bed"]["interval"] is None, "a single product"
+    wide, narrow = (np.ptp(classes[name]["interval"]) for name in ("sofa", "desk"))
+    assert wide > 2 * narrow, "seven products of eight equal rows, and sixty of one"
 
 
 def test_accuracy_on_unseen_products(write_run):

@@ -46,18 +46,18 @@ def bars(scored_experiments: Sequence[ScoredExperiment], baselines: Sequence[Sco
 
 
 def forest(questions: Sequence[Question]) -> Figure:
-    """Differences in accuracy with their 95 % confidence intervals; filled if significant after Holm's correction."""
+    """Differences in accuracy with their simultaneous 95 % confidence intervals; filled if significant."""
     figure, axis = _row_figure([question.title for question in questions])
     for y, question in enumerate(questions):
-        low, high = question.change.interval()
+        low, high = question.interval
         color = "tab:blue" if question.decided else "tab:gray"
         axis.plot([100 * low, 100 * high], [y, y], color=color, linewidth=1.5)
         face = color if question.decided else "white"
         axis.plot(100 * question.change.value, y, "o", color=color, markerfacecolor=face, markersize=6)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_xlabel(
-        "difference in accuracy (first minus second), percentage points, with 95 % confidence interval\n"
-        "(filled: distinguishable after Holm's correction)"
+        "difference in accuracy (first minus second), percentage points, with simultaneous 95 % confidence\n"
+        "intervals (filled: zero is outside, which makes the difference significant)"
     )
     axis.grid(axis="x", alpha=0.3)
     return figure

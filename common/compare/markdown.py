@@ -7,14 +7,7 @@ from common.compare.questions import Question, ScoredExperiment
 from common.data.splits import parse_split
 from common.files import markdown_table, markdown_text, terminal_table
 from common.metrics import METRICS
-from common.stats import Estimate, format_difference, format_p, format_score, format_share, rounded
-
-P_VALUES = (
-    "Each interval is for one question alone. Decisions are based on p after Holm's correction for all questions. p is "
-    "the larger p-value of two tests. The first is a t-test with the variance over products and seeds; the second is "
-    "McNemar's exact test between single runs, or a t-test over the seeds alone, which treats the val images as fixed, "
-    "between experiments with several seeds each. Between one seed and several, only the first test applies."
-)
+from common.stats import FAMILY_ERROR, Estimate, format_difference, format_p, format_score, format_share, rounded
 
 
 def markdown(
@@ -43,7 +36,7 @@ def markdown(
             "## Differences",
             "![Differences with intervals](differences.png)",
             question_table(questions),
-            P_VALUES,
+            family_text(questions),
         ]
     sections += ["## Classes", *class_sections(experiments), "![Confusion matrices](confusion.png)"]
     sections += ["## Calibration", "![Reliability diagrams](reliability.png)", calibration_table(experiments)]
@@ -91,18 +84,32 @@ def short_table(scored_experiments: Sequence[ScoredExperiment], baselines: Seque
 
 
 def question_table(questions: Sequence[Question]) -> list[str]:
-    """The difference in accuracy and the p-values of each question."""
+    """The difference in accuracy of each question with its simultaneous and its own interval, and the p-values."""
     rows = []
     for question in questions:
-        difference = format_difference(question.change.value, question.change.interval())
-        p_values = (question.p, question.holm_p, question.mcnemar_p, question.seeds_p)
-        rows.append([question.title, difference, *("" if p is None else format_p(p) for p in p_values)])
-    return markdown_table(["question", "difference", "p", "p (Holm)", "McNemar", "seeds"], rows)
+        difference = format_difference(question.change.value, question.interval)
+        alone = format_difference(question.change.value, question.interval_alone).partition(" points ")[2]
+        rows.append([question.title, difference, alone, format_p(question.corrected_p), format_p(question.p)])
+    header = ["question", "difference", "interval of the question alone", "p (corrected)", "p alone"]
+    return markdown_table(header, rows)
+
+
+def family_text(questions: Sequence[Question]) -> str:
+    """How the intervals and decisions of `questions` are corrected for their number."""
+    number = len(questions)
+    if number == 1:
+        return "There is one question, so nothing is corrected for."
+    return (
+        f"The intervals beside the differences are simultaneous: with at least 95 % confidence, all {number} hold the "
+        f"true differences (Bonferroni: {100 * (1 - FAMILY_ERROR / number):.2f} % each). A difference is reported as "
+        f"real if its interval does not contain zero, that is, if p multiplied by {number} is below 0.05. Fewer "
+        "questions (`--ask`) have narrower intervals; they have to be chosen before the results are seen."
+    )
 
 
 def class_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
-    """Scores per class of the most accurate experiment, the first of equals; with an interval for the recall, and its
-    most confused pairs.
+    """Scores per class of the most accurate experiment, the first of equals; with an interval for the recall
+    of classes with several products, and its most confused pairs.
 
     `experiments` are the entries of comparison.json.
     """
@@ -114,7 +121,9 @@ def class_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
         title = f"{best['name']}, which has the highest accuracy, as have {', '.join(equals)}:"
     rows = []
     for name, scores in best["classes"].items():
-        recall = format_score(scores["recall"], scores["interval"], digits=2)
+        recall = format_share(scores["recall"], 2)
+        if scores["interval"]:
+            recall = format_score(scores["recall"], scores["interval"], digits=2)
         precision, f1 = format_share(scores["precision"], 2), format_share(scores["f1"], 2)
         rows.append([name, str(scores["rows"]), precision, recall, f1])
     pairs = [f"{p['true']} predicted as {p['predicted']} ({p['rows']:.1f} rows)" for p in best["confused"]]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 
@@ -10,38 +10,41 @@ import numpy as np
 
 from common.compare.experiments import Experiment
 from common.config import VARIANTS, InputError
-from common.data.splits import group_numbers
+from common.data.splits import connected_groups, parse_split
 from common.metrics import leave_one_out
 from common.stats import (
+    FAMILY_ERROR,
     Estimate,
     difference,
+    estimate,
     format_difference,
-    format_p,
-    holm,
     mcnemar,
-    rows_needed,
+    over_partitions,
     score_estimates,
-    seeds_p_value,
 )
 
-STEPS = (  # pairs of variants to compare, and what the second one adds, which names the question in its sentence
-    ("full", "crop", "crop"),
-    ("crop", "crop-augment", "augmentation"),
-    ("crop", "crop-strong", "strong augmentation"),
-    ("full", "full-augment", "augmentation without the crop"),
-    ("full", "full-strong", "strong augmentation without the crop"),
+STEPS = (  # pairs of variants to compare, the name for `--ask`, and what the second variant adds
+    ("full", "crop", "crop", "crop"),
+    ("crop", "crop-augment", "augment", "augmentation"),
+    ("crop", "crop-strong", "strong", "strong augmentation"),
+    ("full", "full-augment", "augment", "augmentation without the crop"),
+    ("full", "full-strong", "strong", "strong augmentation without the crop"),
 )
 STEPS_WITHOUT_CROP = (  # further pairs for models that have no run of the variant "crop"
-    ("full", "crop-augment", "crop and augmentation"),
-    ("crop-augment", "crop-strong", "strong instead of lab augmentation"),
+    ("full", "crop-augment", "crop", "crop and augmentation"),
+    ("crop-augment", "crop-strong", "strong", "strong instead of lab augmentation"),
 )
+MODELS = "models"  # the name for `--ask` of the questions about pairs of models
+MIN_SEEDS = 3  # with fewer, a conclusion is about the trained weights
+MIN_CLUSTERS = 10  # with fewer products, no conclusion is drawn
+SAME = 0.05  # a difference that is certainly smaller than this is reported as a finding
 
 
 class ScoredExperiment:
     """The scores of an experiment on its N val rows, with their uncertainty.
 
     Raises:
-        InputError: all rows show the same product, so the variance over products cannot be estimated.
+        InputError: all rows show the same product or photo, so the variance over products cannot be estimated.
     """
 
     def __init__(self, experiment: Experiment, chosen: np.ndarray | None = None):
@@ -53,12 +56,17 @@ class ScoredExperiment:
         self.labels = ids["label"].to_numpy()  # (N,) class names
         self.predictions = experiment.predictions[:, chosen]  # (S, N) class names
         self.classes = np.unique(np.concatenate([self.labels, self.predictions.ravel()]))
-        self.clusters = group_numbers(ids["product_id"])  # (N,) int, equal for rows of the same product
+        self.clusters = connected_groups(ids["product_id"], ids["image_id"])  # (N,) int, see `connected_groups`
         self.products = int(ids["product_id"][ids["product_id"] != ""].nunique())  # without rows that have no id
+        splits = [[parse_split(text) for text in np.unique(row)] for row in experiment.splits if row[0]]
+        folded = any(len(folds) > 1 for folds in splits)
+        self.folds = splits[0][0].folds if folded else 0  # of the cross-validation; 0 without
+        # The partition of each seed, from which the folds were taken; without folds, its number
+        self.repetitions = np.array([s[0].partition for s in splits] if folded else range(len(experiment.splits)))
         self.correct = self.predictions == self.labels  # (S, N) bool
         if self.clusters.max() == 0:
             raise InputError(
-                f"{self.name} was validated on a single product: confidence intervals need at least two products."
+                f"{self.name} was validated on a single product or photo: confidence intervals need at least two."
             )
 
     @property
@@ -67,13 +75,20 @@ class ScoredExperiment:
 
     @cached_property
     def leave_one_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """The scores `METRICS` of each seed (S, 5), and those without the rows of each product (S, G, 5)."""
-        return leave_one_out(self.labels, self.predictions, self.clusters)
+        """The scores `METRICS` of each repetition (R, 5), and those without the rows of each product (R, G, 5).
+
+        A repetition is a seed or, with folds, a partition, for which the scores are means over its seeds.
+        """
+        parts = leave_one_out(self.labels, self.predictions, self.clusters)
+        own = [self.repetitions == repetition for repetition in np.unique(self.repetitions)]
+        scores, without = (np.stack([part[seeds].mean(0) for seeds in own]) for part in parts)
+        return scores, without
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
         """The estimate of each of `METRICS`."""
-        return score_estimates(*self.leave_one_out)
+        estimates = score_estimates(*self.leave_one_out)
+        return {k: over_partitions(e) for k, e in estimates.items()} if self.folds else estimates
 
     @cached_property
     def unseen(self) -> "ScoredExperiment | None":
@@ -85,23 +100,59 @@ class ScoredExperiment:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Question:
     """Whether `b` is more accurate than `a`. Every difference is b minus a, in text, tables and figures."""
 
-    kind: str  # what b adds to a, the third item of one of `STEPS`; or "model"
+    kind: str  # what b adds to a, the last item of one of `STEPS`; or "model"
     a: ScoredExperiment
     b: ScoredExperiment
     change: Estimate  # accuracy of b minus accuracy of a
+    repetitions: int  # the smaller number of seeds or, with folds, the number of common partitions
     mcnemar_p: float | None  # None unless a and b are single runs
-    seeds_p: float | None  # None unless a and b have several seeds; treats the val images as fixed
-    p: float  # the p-value that the decision is based on
-    holm_p: float = 1.0  # p corrected for all questions
+    family: int = 1  # the number of questions of the comparison, for which intervals and decisions are corrected
+
+    @property
+    def p(self) -> float:
+        """The p-value of this question alone."""
+        return max(self.change.p_value(), self.mcnemar_p or 0.0)
+
+    @property
+    def corrected_p(self) -> float:
+        """The p-value after Bonferroni's correction for all questions."""
+        return min(1.0, self.p * self.family)
+
+    @property
+    def reason_against(self) -> str:
+        """Why no conclusion can be drawn from data of this kind, whatever the numbers; "" if one can."""
+        if self.change.clusters < MIN_CLUSTERS:
+            return f"no conclusion from {self.change.clusters} products or photos, of which {MIN_CLUSTERS} are needed"
+        if self.a.folds and self.repetitions < MIN_SEEDS:
+            return f"no conclusion from folds of fewer than {MIN_SEEDS} partitions"
+        return ""
 
     @property
     def decided(self) -> bool:
         """Whether the difference is significant at the 5 % level after the correction."""
-        return self.holm_p < 0.05
+        return self.corrected_p < FAMILY_ERROR and not self.reason_against
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The simultaneous interval: with at least 95 % confidence, those of all questions hold the true differences.
+
+        It contains zero unless `decided`: if McNemar's test or `reason_against` forbids a decision that the variance
+        allows, it is extended to zero.
+        """
+        return self._interval(1 - FAMILY_ERROR / self.family, self.decided)
+
+    @property
+    def interval_alone(self) -> tuple[float, float]:
+        """The 95 % interval of this question alone."""
+        return self._interval(0.95, self.p < 0.05 and not self.reason_against)
+
+    def _interval(self, level: float, decided: bool) -> tuple[float, float]:
+        low, high = self.change.interval(level)
+        return (low, high) if decided else (min(low, 0.0), max(high, 0.0))
 
     @property
     def title(self) -> str:
@@ -112,20 +163,31 @@ class Question:
 
     @property
     def sentence(self) -> str:
-        """The answer in one line, with the difference in percentage points and its 95 % confidence interval."""
+        """The answer in one line, with the difference in percentage points and its simultaneous interval."""
         a, b = self.a.experiment, self.b.experiment
-        size = format_difference(self.change.value, self.change.interval())
-        if not self.decided:
-            subject = f"{b.model} vs. {a.model} ({a.variant})" if self.kind == "model" else f"{self.kind}, {a.model}"
-            return f"{subject}: not distinguishable {self._sample_size}, {size}; {self._explanation()}"
-        single_runs = [scored.name for scored in (self.a, self.b) if len(scored.correct) == 1]
-        if single_runs:
-            runs = "single runs" if len(single_runs) == 2 else f"a single run of {single_runs[0]}"
-            size += f", from {runs}: other seeds may differ"
+        size = format_difference(self.change.value, self.interval)
+        subject = f"{b.model} vs. {a.model} ({a.variant})" if self.kind == "model" else f"{self.kind}, {a.model}"
+        about_weights = self.repetitions < MIN_SEEDS and not self.a.folds
         better = self.change.value > 0
-        if self.kind == "model":
+        if self.decided and about_weights:
+            return (
+                f"{subject}: these weights score {'higher' if better else 'lower'}, {size}; "
+                f"with {self._repetitions}, other seeds may differ"
+            )
+        if self.decided and self.kind == "model":
             return f"{b.model} {'beats' if better else 'loses to'} {a.model} ({a.variant}): {size}"
-        return f"{self.kind} {'helps' if better else 'harms'} {a.model}: {size}"
+        if self.decided:
+            return f"{self.kind} {'helps' if better else 'harms'} {a.model}: {size}"
+        if self.reason_against:
+            return f"{subject}: {self.reason_against}; {size}"
+        largest = max(map(abs, self.interval))
+        if largest <= SAME:
+            return f"{subject}: {'these weights are ' * about_weights}the same within {_points(largest)}, {size}"
+        margin = self.change.margin(1 - FAMILY_ERROR / self.family)
+        return (
+            f"{subject}: not distinguishable on {self.a.n} images with {self._repetitions}, {size}; differences of up "
+            f"to {_points(margin)} would go unseen"
+        )
 
     def as_dict(self) -> dict:
         """The question and its answer for comparison.json."""
@@ -134,74 +196,90 @@ class Question:
             "a": self.a.name,
             "b": self.b.name,
             "difference": self.change.value,
-            "interval": list(self.change.interval()),
+            "interval": list(self.interval),
+            "interval_alone": list(self.interval_alone),
             "p": self.p,
-            "holm_p": self.holm_p,
+            "corrected_p": self.corrected_p,
             "mcnemar_p": self.mcnemar_p,
-            "seeds_p": self.seeds_p,
             "decided": self.decided,
             "sentence": self.sentence,
         }
 
     @property
-    def _sample_size(self) -> str:
+    def _repetitions(self) -> str:
+        """The numbers of seeds or partitions, such as "1 and 6 seeds"."""
+        if self.a.folds:
+            return f"{self.repetitions} partitions into {self.a.folds} folds"
         seeds = sorted({len(self.a.correct), len(self.b.correct)})
-        if seeds == [1]:
-            return f"on {self.a.n} images"
-        return f"on {self.a.n} images with {' and '.join(map(str, seeds))} seeds"
+        return "one seed" if seeds == [1] else f"{' and '.join(map(str, seeds))} seeds"
 
-    def _explanation(self) -> str:
-        """Why the difference is not significant, or what would be needed to detect it."""
-        if self.p < 0.05:
-            alone = f"p = {format_p(self.p, 3)} alone".replace("= <", "<")
-            return f"{alone}, but {format_p(self.holm_p, 3)} after correction for all questions"
-        if abs(self.change.value) < 1e-9:
-            return "both have the same accuracy"
-        needed = rows_needed(self.change, self.a.n)
-        if needed is None or self.seeds_p == self.p:
-            return "more seeds would be needed"
-        if needed <= self.a.n:
-            return "slightly more images would be needed"
-        step = 10 ** max(0, len(str(needed)) - 2)
-        needed = math.ceil(needed / step) * step  # two significant digits
-        return f"about {needed:,} images would be needed to detect a difference of this size"
+
+def _points(share: float) -> str:
+    """Percentage points, rounded up, such as "3.5 points"."""
+    return f"{math.ceil(1000 * share - 1e-6) / 10:.1f} points"
 
 
 def ask(kind: str, a: ScoredExperiment, b: ScoredExperiment) -> Question:
     """Compares two experiments on the same val rows.
 
-    The first test takes the variance over products and seeds into account. The second is more reliable on little data:
-    McNemar's exact test between single runs, which may differ in only a few rows, or Student's t-test over the seeds
-    between experiments with several seeds each. The p-value is the larger of the two. Between one seed and several,
-    only the first test applies.
+    The test takes the variance over products and over the seeds of each experiment into account. Between single runs,
+    which may differ in only a few rows, McNemar's exact test has to agree. With folds, experiments are compared in the
+    partitions that both have.
+
+    Raises:
+        InputError: the experiments have folds, but no partition in common.
     """
-    (scores_a, without_a), (scores_b, without_b) = a.leave_one_out, b.leave_one_out
-    change = difference((scores_a[:, 0], without_a[:, :, 0]), (scores_b[:, 0], without_b[:, :, 0]))  # of accuracy
+    (scores_a, without_a), (scores_b, without_b) = (
+        (scores[:, 0], without[:, :, 0]) for scores, without in (a.leave_one_out, b.leave_one_out)
+    )  # of accuracy
+    if a.folds:
+        _, in_a, in_b = np.intersect1d(np.unique(a.repetitions), np.unique(b.repetitions), return_indices=True)
+        if not len(in_a):
+            raise InputError(f"{a.name} and {b.name} have no partition into folds in common: use the same seeds.")
+        paired = estimate(scores_b[in_b] - scores_a[in_a], without_b[in_b] - without_a[in_a])
+        return Question(kind, a, b, over_partitions(paired), len(in_a), None)
     single = len(scores_a) == len(scores_b) == 1
     mcnemar_p = mcnemar(a.correct[0], b.correct[0]) if single else None
-    seeds_p = seeds_p_value(scores_a[:, 0], scores_b[:, 0])
-    p = max(change.p_value(), mcnemar_p or 0.0, seeds_p or 0.0)
-    return Question(kind, a, b, change, mcnemar_p, seeds_p, p)
+    change = difference((scores_a, without_a), (scores_b, without_b))
+    return Question(kind, a, b, change, min(len(scores_a), len(scores_b)), mcnemar_p)
 
 
-def questions(scored_experiments: Sequence[ScoredExperiment]) -> list[Question]:
-    """All questions that the experiments answer, with p-values corrected for their number.
+def questions(scored_experiments: Sequence[ScoredExperiment], asked: Sequence[str] | None = None) -> list[Question]:
+    """The questions of the kinds `asked`, values of `--ask`, that the experiments answer; by default of all kinds.
 
     Each variant of a model is compared with a simpler one (`STEPS`), and each pair of models in the last variant of
-    `VARIANTS` that both have.
+    `VARIANTS` that both have. Intervals and decisions are corrected for the number of questions.
     """
     models: dict[str, dict[str, ScoredExperiment]] = {}
     for scored in scored_experiments:
         models.setdefault(scored.experiment.model, {})[scored.experiment.variant] = scored
-    asked = []
+    answers = []
     for variants in models.values():
-        for before, after, kind in STEPS if "crop" in variants else STEPS + STEPS_WITHOUT_CROP:
-            if {before, after} <= variants.keys():
-                asked.append(ask(kind, variants[before], variants[after]))
-    for a, b in combinations(models.values(), 2):
+        for before, after, name, kind in STEPS if "crop" in variants else STEPS + STEPS_WITHOUT_CROP:
+            if (asked is None or name in asked) and {before, after} <= variants.keys():
+                answers.append(ask(kind, variants[before], variants[after]))
+    for a, b in combinations(models.values(), 2) if asked is None or MODELS in asked else ():
         shared = [variant for variant in VARIANTS if variant in a.keys() & b.keys()]
         if shared:
-            asked.append(ask("model", a[shared[-1]], b[shared[-1]]))
-    for question, p in zip(asked, holm([question.p for question in asked]), strict=True):
-        question.holm_p = p
-    return asked
+            answers.append(ask("model", a[shared[-1]], b[shared[-1]]))
+    return correct(answers)
+
+
+def correct(answers: Sequence[Question]) -> list[Question]:
+    """The same questions as one family: intervals and decisions are corrected for their number."""
+    return [replace(answer, family=len(answers)) for answer in answers]
+
+
+def family_notes(answers: Sequence[Question]) -> list[str]:
+    """Sentences about the questions that were asked, and about unequal numbers of seeds."""
+    notes = []
+    if len(answers) > 1:
+        notes.append(
+            f"{len(answers)} questions were asked; their intervals hold simultaneously, with at least 95 % confidence"
+        )
+    seeds = sorted({len(scored.correct) for answer in answers for scored in (answer.a, answer.b)})
+    if len(seeds) > 1:
+        notes.append(
+            f"the experiments have {seeds[0]} to {seeds[-1]} seeds: equal numbers find differences most easily"
+        )
+    return notes

@@ -61,7 +61,6 @@ def check_shortcuts(runs: Sequence[FinishedRun], out: Path, **source: str) -> li
             view: ScoredExperiment(_as_experiment(run, val, view, predicted)) for view, predicted in predictions.items()
         }
         question = ask("model", scored["background alone"], scored["product alone"])
-        question.holm_p = question.p  # each run has a single question
         accuracy = {view: experiment.estimates["accuracy"] for view, experiment in scored.items()}
         results.append(
             {
@@ -70,7 +69,7 @@ def check_shortcuts(runs: Sequence[FinishedRun], out: Path, **source: str) -> li
                 "product_against_background": question.as_dict(),
             }
         )
-        difference = format_difference(question.change.value, question.change.interval())
+        difference = format_difference(question.change.value, question.interval)
         rows.append([str(run.folder), *(format_share(estimate.value) for estimate in accuracy.values()), difference])
         figure_of[name] = _views_figure(val, views, predictions)
     write_json(out / "shortcuts.json", results)

@@ -10,7 +10,6 @@ import numpy as np
 from common.compare.questions import ScoredExperiment
 from common.finished_run import FinishedRun
 from common.metrics import calibration_error
-from common.stats import wilson
 
 
 def experiment_summary(scored: ScoredExperiment) -> dict:
@@ -58,8 +57,8 @@ def run_summary(run: FinishedRun) -> dict[str, Any]:
 def per_class(scored: ScoredExperiment) -> dict[str, dict]:
     """For each class with val rows: their number, precision, recall and F1, means over the seeds.
 
-    The 95 % confidence interval of the recall is Wilson's and treats the rows as independent, as most classes have too
-    few products for an estimate of the variance over products.
+    The 95 % confidence interval of the recall accounts for the choice of products and seeds; it is None for a class
+    whose rows show a single product or photo.
     """
     result = {}
     for name in sorted(set(scored.labels)):
@@ -67,12 +66,13 @@ def per_class(scored: ScoredExperiment) -> dict[str, dict]:
         rows = in_class.sum()
         hits = (scored.experiment.predictions[:, in_class] == name).sum(1)  # (S,)
         predicted = (scored.experiment.predictions == name).sum(1)  # (S,)
-        recall = float(hits.mean() / rows)
+        several = len(set(scored.clusters[in_class])) > 1
+        recall = ScoredExperiment(scored.experiment, in_class).estimates["accuracy"] if several else None
         result[name] = {
             "rows": int(rows),
             "precision": float((hits / np.maximum(predicted, 1)).mean()),
-            "recall": recall,
-            "interval": list(wilson(recall, 1.96**2 / rows)),  # more seeds on the same rows add no data
+            "recall": float(hits.mean() / rows),
+            "interval": list(recall.score_interval()) if recall else None,
             "f1": float((2 * hits / (predicted + rows)).mean()),
         }
     return result

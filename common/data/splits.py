@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from common.config import ID_COLUMNS, InputError
 from common.data.table import Table
@@ -52,6 +54,22 @@ def group_numbers(values: Iterable[str | None]) -> np.ndarray:
     """Group numbers (N,), counted from 0: rows with the same value share one, rows without a value get their own."""
     keys = [f"value {value}" if value not in (None, "") else f"row {i}" for i, value in enumerate(values)]
     return np.unique(keys, return_inverse=True)[1]
+
+
+def connected_groups(*columns: Iterable[str | None]) -> np.ndarray:
+    """Group numbers (N,), counted from 0, in which rows that share a value in any of the columns are in one group.
+
+    Rows of one product form a group, for example, and so do those of one photo: if a photo shows several products, all
+    of their rows do.
+    """
+    numbers = [group_numbers(values) for values in columns]
+    rows = np.arange(len(numbers[0]))
+    offsets = np.cumsum([len(rows), *(n.max(initial=-1) + 1 for n in numbers)])
+    edges = np.concatenate([offset + n for offset, n in zip(offsets[:-1], numbers, strict=True)])
+    shape = (offsets[-1], offsets[-1])
+    graph = coo_matrix((np.ones(len(edges)), (np.tile(rows, len(numbers)), edges)), shape)
+    groups = connected_components(graph, directed=False)[1][: len(rows)]
+    return np.unique(groups, return_inverse=True)[1]
 
 
 def assign_folds(rows: Table, categories: list[str | None], split: Split) -> tuple[list[str], np.ndarray]:
