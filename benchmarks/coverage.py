@@ -260,7 +260,7 @@ def main() -> None:
         print("| 95 % intervals that cover the true value | | " + " | ".join(METRICS) + " | recall of a class |")
         print("| --- " * (3 + len(METRICS)) + "|")
         for name, world in SCORES.items():
-            recall = f"{recall_coverage(world, args.trials // 5):.3f}"
+            recall = f"{recall_coverage(world, -(-args.trials // 5)):.3f}"
             for method, shares in score_coverage(world, args.trials).items():
                 cells = " | ".join(f"{share:.3f}" for share in shares)
                 print(f"| {name} | {method} | {cells} | {recall if method == 'score' else ''} |", flush=True)
@@ -276,7 +276,7 @@ def main() -> None:
         for folds, partitions in ((3, 3), (5, 3), (5, 6), (10, 3)):
             cells = []
             for learner in LEARNERS.values():
-                changes = fold_differences(learner, args.trials // 4, folds=folds, partitions=partitions)
+                changes = fold_differences(learner, -(-args.trials // 4), folds=folds, partitions=partitions)
                 cells.append(f"{np.mean([abs(change.value) <= change.margin() for change in changes]):.3f}")
             print(f"| {folds} folds, {partitions} partitions | " + " | ".join(cells) + " |", flush=True)
 

@@ -198,7 +198,7 @@ def test_intervals_cover_the_truth_as_often_as_they_claim(world):
 
 @pytest.mark.slow
 def test_the_recall_of_a_class_accounts_for_its_products():
-    assert 0.93 <= recall_coverage(World((0.7, 0.7), photos=8, **NASTY), 150) <= 0.98
+    assert 0.93 <= recall_coverage(World((0.7, 0.7), photos=8, **NASTY), 150) <= 0.99, "few products: wide intervals"
 
 
 @pytest.mark.parametrize(
