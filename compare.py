@@ -65,6 +65,8 @@ def main(argv=None):
     notes += fold_notes(experiments)
     scored_experiments = [ScoredExperiment(experiment) for experiment in experiments]
     answers = questions(scored_experiments, options.ask)
+    if not answers and set(options.ask) < set(QUESTIONS):
+        notes.append(f"no difference was tested: no two of these experiments answer --ask {' '.join(options.ask)}")
     baselines, missing = find_baselines(experiments, data=options.data, cache=options.cache)
     comparison: dict[str, Any] = {
         "experiments": [experiment_summary(scored) for scored in scored_experiments],

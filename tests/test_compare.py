@@ -26,6 +26,7 @@ from common.compare.experiments import Experiment, comparable, group_runs
 from common.compare.figures import forest
 from common.compare.questions import (
     MODELS,
+    SAME,
     STEPS,
     STEPS_WITHOUT_CROP,
     ScoredExperiment,
@@ -207,6 +208,7 @@ def test_mcnemars_test_can_forbid_a_decision(write_run):
     assert question.change.p_value() < 0.05 < question.p == pytest.approx(1 / 16), "five rows are too few"
     assert question.change.interval()[0] > 0 == question.interval[0] == question.interval_alone[0]
     assert not question.decided and question.interval[1] == question.change.interval()[1]
+    assert 100 * question.change.margin() < 4 and "differences of up to 4.2 points would go" in question.sentence
 
 
 def test_a_small_difference_is_a_finding(write_seeds):
@@ -219,6 +221,29 @@ def test_a_small_difference_is_a_finding(write_seeds):
     augmented = [run for run in crops[0].parent.iterdir() if "augment---seed-0" in run.name]
     (question,) = asked(crops[0], *augmented)
     assert question.sentence.startswith("augmentation, custom_cnn: these weights are the same within ")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize(
+    ("value", "largest", "words"),
+    [
+        (0.0, SAME, "the same within 5.0 points, +0.0 points [-5.0, 5.0]"),
+        (0.02, SAME, "the same within 5.0 points, +2.0 points [-1.0, 5.0]"),
+        (-0.02, SAME, "the same within 5.0 points, -2.0 points [-5.0, 1.0]"),
+        (0.0, SAME + 1e-4, "differences of up to 5.1 points would go unseen"),
+        (0.02, SAME + 1e-4, "differences of up to 3.1 points would go unseen"),
+        (-0.02, SAME + 1e-4, "differences of up to 3.1 points would go unseen"),
+        (0.0, 0.02, "the same within 2.0 points, "),
+        (0.0, 0.02001, "the same within 2.1 points, "),
+    ],
+)
+def test_an_interval_within_five_points_is_a_finding(write_seeds, seeds, value, largest, words):
+    """The number of points is rounded up, so that it is true."""
+    (question,) = asked(*write_seeds("", *[30] * seeds), *write_seeds("--crop", *[30] * seeds))
+    unit = replace(question.change, value=value, image_variance=1.0, seed_variances=())
+    variance = ((largest - abs(value)) * (1 - 1e-12) / unit.margin()) ** 2
+    sentence = replace(question, change=replace(unit, image_variance=variance)).sentence
+    assert words in sentence and ("these weights are the same" in sentence) == (seeds == 1 and "same" in words)
 
 
 def test_too_little_data_is_said_with_the_size_that_would_go_unseen(write_seeds):
@@ -239,8 +264,24 @@ def test_fewer_than_ten_products_allow_no_conclusion(write_run, products):
     (question,) = asked(*runs)
     low, high = question.interval
     assert question.decided == (products == 10) == (low > 0)
-    words = "no conclusion from 9 products or photos, of which 10 are needed; +100.0 points [0.0, 100.0]"
+    words = "no conclusion from only 9 products or photos (at least 10 are needed); +100.0 points [0.0, 100.0]"
     assert (words in question.sentence) == (products == 9)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_two_rows_and_equal_seeds_allow_no_conclusion(write_run, seeds):
+    """Neither the rows nor the seeds vary."""
+    runs = [
+        write_run(
+            "train_custom_cnn", f"{options} --seed {seed}", [prediction] * 2, labels=["bed"] * 2, products=[""] * 2
+        )
+        for seed in range(seeds)
+        for options, prediction in (("", "sofa"), ("--crop", "bed"))
+    ]
+    (question,) = asked(*runs)
+    assert question.change.value == 1 and question.change.p_value() == 0
+    assert not question.decided and question.interval[0] == 0
+    assert question.sentence.startswith("crop, custom_cnn: no conclusion from only 2 products or photos ")
 
 
 def test_intervals_and_decisions_never_contradict():
@@ -278,6 +319,17 @@ def test_the_rows_of_a_photo_are_one_cluster(write_run):
     photos = [i // 3 for i in range(120)]
     (one,) = scored(write_run("train_custom_cnn", "", LABELS, products=[""] * 120, photos=photos))
     assert one.clusters.tolist() == photos
+
+
+def test_photos_that_share_a_product_are_one_cluster(write_run):
+    """Each photo shows two products, and each product is in two photos: ten chains of six photos."""
+    photos = [i // 2 for i in range(120)]
+    products = [f"{i // 12}-{(i % 12 + 1) // 2}" for i in range(120)]
+    runs = [
+        write_run("train_custom_cnn", options, LABELS, products=products, photos=photos) for options in ("", "--crop")
+    ]
+    (question,) = asked(*runs)
+    assert question.a.clusters.tolist() == [i // 12 for i in range(120)] and question.change.clusters == 10
 
 
 def test_rows_are_connected_by_product_or_photo():
@@ -331,8 +383,48 @@ def test_fewer_questions_can_be_asked(three_seeds, tmp_path):
     assert narrow[0] > wide[0] and narrow[1] < wide[1]
     assert any("3 questions were asked" in note for note in everything["notes"])
     assert "all 3 hold the true differences" in (tmp_path / "out" / "comparison.md").read_text()
-    none = compare.main([str(three_seeds), "--out", str(tmp_path / "out"), "--ask", "strong"])
-    assert none["questions"] == []
+
+
+@pytest.mark.parametrize("question", compare.QUESTIONS)
+def test_each_question_can_be_asked_alone(write_run, tmp_path, question):
+    for options in ("", "--crop", "--crop --augment", "--crop --augment strong"):
+        write_run("train_custom_cnn", options, LABELS)
+    vit = write_run("train_custom_vit", "", LABELS)
+    title = {
+        "crop": "custom_cnn: crop vs. full",
+        "augment": "custom_cnn: crop-augment vs. crop",
+        "strong": "custom_cnn: crop-strong vs. crop",
+        "models": "custom_vit vs. custom_cnn, full",
+    }[question]
+    answers = questions(scored(vit.parent), [question])
+    assert [answer.title for answer in answers] == [title] and answers[0].family == 1
+    assert {answer.title for answer in asked(vit.parent)} >= {title}
+
+
+def test_an_ask_without_a_question_is_a_note(three_seeds, tmp_path, capsys):
+    none = compare.main([str(three_seeds), "--out", str(tmp_path), "--ask", "strong"])
+    note = "no difference was tested: no two of these experiments answer --ask strong"
+    assert none["questions"] == [] and none["notes"].count(note) == 1 and note in capsys.readouterr().out
+    assert note in (tmp_path / "comparison.md").read_text() and not (tmp_path / "differences.png").exists()
+    alone = compare.main([str(three_seeds / "train_custom_vit---crop"), "--out", str(tmp_path)])
+    assert not any("no difference" in text for text in alone["notes"]), "a single experiment has no questions anyway"
+
+
+def test_the_page_says_which_intervals_are_simultaneous(three_seeds, tmp_path):
+    found = compare.main([str(three_seeds), "--out", str(tmp_path)])
+    page = (tmp_path / "comparison.md").read_text()
+    assert "The intervals beside the differences are simultaneous" in page and "98.33 % each" in page
+    assert "3 questions were asked; their intervals hold simultaneously" in page
+    assert found["family"] == {"asked": list(compare.QUESTIONS), "questions": 3, "error": 0.05}
+    (row,) = [line for line in page.splitlines() if line.startswith("| custom_cnn: crop vs. full")]
+    question = found["questions"][0]
+    for name, cell in (("interval", 2), ("interval_alone", 3)):
+        low, high = (f"{100 * bound:.1f}" for bound in question[name])
+        assert f"[{low}, {high}]" in row.split("|")[cell]
+    assert f"{question['corrected_p']:.4f}" in row.split("|")[4] and f"{question['p']:.4f}" in row.split("|")[5]
+    compare.main([str(three_seeds), "--out", str(tmp_path), "--ask", "crop"])
+    page = (tmp_path / "comparison.md").read_text()
+    assert "There is only one question, so no correction is needed." in page and "simultaneous" not in page
 
 
 def test_every_question_has_a_name_to_ask_for():
@@ -341,7 +433,7 @@ def test_every_question_has_a_name_to_ask_for():
 
 def test_unequal_numbers_of_seeds_are_a_note(write_seeds):
     answers = asked(*write_seeds("", 50, 40, 60), *write_seeds("--crop", 45, 55))
-    assert family_notes(answers) == ["the experiments have 2 to 3 seeds: equal numbers find differences most easily"]
+    assert family_notes(answers) == ["the experiments have 2 to 3 seeds: tests have most power with equal numbers"]
 
 
 def test_comparisons_of_variants_without_a_crop_run(write_run):
@@ -417,7 +509,7 @@ def test_folds_need_three_partitions(write_folds):
     runs.append(write_folds(0, range(20), script="train_custom_vit"))
     (question,) = asked(*(folder for folders in runs for folder in folders))
     assert question.repetitions == 1 and not question.decided
-    assert "no conclusion from folds of fewer than 3 partitions" in question.sentence
+    assert "no conclusion from only 1 partition into 3 folds (at least 3 partitions are needed)" in question.sentence
 
 
 def test_folds_of_three_partitions_allow_a_conclusion(write_folds):
@@ -429,6 +521,34 @@ def test_folds_of_three_partitions_allow_a_conclusion(write_folds):
     gained = np.array([0] * 10 + [0.5] + [1] * 19 + [0] * 30)  # of each product, mean over the partitions
     images = replace(question.change, seed_variances=()).variance
     assert images == pytest.approx(1.5 * gained.var(ddof=1) / 60)
+
+
+def test_folds_without_a_common_partition_are_an_error(write_folds):
+    runs = [*write_folds(0, [1]), *write_folds(1, [1], script="train_custom_vit")]
+    with pytest.raises(InputError, match="custom_cnn full and custom_vit full have no partition into folds in common"):
+        asked(*runs)
+
+
+def test_both_numbers_of_folds_are_named():
+    """The same rows may be val rows of three and of five folds."""
+    ids = pd.DataFrame({"image_id": map(str, range(120)), "product_id": PRODUCTS, "scene_id": "", "label": LABELS})
+    sides = []
+    for folds in (3, 5):
+        splits = [[f"product_id:{i // 2 % folds + 1}/{folds}:{p}" for i in range(120)] for p in range(3)]
+        predictions = np.array([wrong_in(range(30 * p, 30 * p + 30)) for p in range(3)])
+        sides.append(
+            ScoredExperiment(Experiment(f"cnn {folds}", "crop", [0, 1, 2], ids, np.array(splits), predictions))
+        )
+    assert "on 120 images with 3 partitions into 3 and 5 folds, " in ask("model", *sides).sentence
+    assert "on 120 images with 3 partitions into 3 folds, " in ask("model", sides[0], sides[0]).sentence
+
+
+def test_three_seeds_of_one_partition_are_not_three_partitions(write_folds):
+    scripts = {"train_custom_cnn": 60, "train_custom_vit": 0}
+    runs = [write_folds(0, range(n), seed=s, script=script) for script, n in scripts.items() for s in range(3)]
+    (question,) = asked(*(folder for folders in runs for folder in folders))
+    assert question.repetitions == 1 and question.interval == (0, question.change.interval()[1])
+    assert "no conclusion from only 1 partition into 3 folds" in question.sentence
 
 
 def test_seeds_with_one_partition_are_one_repetition(write_folds):
@@ -529,6 +649,15 @@ def test_the_recall_of_a_class_has_an_interval_over_its_products(write_run):
     assert classes["bed"]["recall"] == 1 and classes["bed"]["interval"] is None, "a single product"
     wide, narrow = (np.ptp(classes[name]["interval"]) for name in ("sofa", "desk"))
     assert wide > 2 * narrow, "seven products of eight equal rows, and sixty of one"
+
+
+def test_a_class_with_a_single_product_has_no_brackets(write_run, tmp_path):
+    labels, products = ["bed"] * 4 + ["sofa"] * 116, ["p"] * 4 + [f"q{i // 2}" for i in range(116)]
+    run = write_run("train_custom_cnn", "", labels, labels=labels, products=products)
+    compare.main([str(run), "--out", str(tmp_path)])
+    lines = (tmp_path / "comparison.md").read_text().splitlines()
+    recall = {name: line.split("|")[4].strip() for name in ("bed", "sofa") for line in lines if f"| {name} " in line}
+    assert recall["bed"] == "1.00" and re.fullmatch(r"1.00 \[0\.\d\d, 1\.00\]", recall["sofa"])
 
 
 def test_accuracy_on_unseen_products(write_run):

@@ -98,7 +98,7 @@ def family_text(questions: Sequence[Question]) -> str:
     """How the intervals and decisions of `questions` are corrected for their number."""
     number = len(questions)
     if number == 1:
-        return "There is one question, so nothing is corrected for."
+        return "There is only one question, so no correction is needed."
     return (
         f"The intervals beside the differences are simultaneous: with at least 95 % confidence, all {number} hold the "
         f"true differences (Bonferroni: {100 * (1 - FAMILY_ERROR / number):.2f} % each). A difference is reported as "

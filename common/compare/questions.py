@@ -126,9 +126,10 @@ class Question:
     def reason_against(self) -> str:
         """Why no conclusion can be drawn from data of this kind, whatever the numbers; "" if one can."""
         if self.change.clusters < MIN_CLUSTERS:
-            return f"no conclusion from {self.change.clusters} products or photos, of which {MIN_CLUSTERS} are needed"
+            number = self.change.clusters
+            return f"no conclusion from only {number} products or photos (at least {MIN_CLUSTERS} are needed)"
         if self.a.folds and self.repetitions < MIN_SEEDS:
-            return f"no conclusion from folds of fewer than {MIN_SEEDS} partitions"
+            return f"no conclusion from only {self._repetitions} (at least {MIN_SEEDS} partitions are needed)"
         return ""
 
     @property
@@ -183,10 +184,11 @@ class Question:
         largest = max(map(abs, self.interval))
         if largest <= SAME:
             return f"{subject}: {'these weights are ' * about_weights}the same within {_points(largest)}, {size}"
-        margin = self.change.margin(1 - FAMILY_ERROR / self.family)
+        # McNemar's test may not find a difference that exceeds the margin
+        unseen = max(self.change.margin(1 - FAMILY_ERROR / self.family), abs(self.change.value))
         return (
             f"{subject}: not distinguishable on {self.a.n} images with {self._repetitions}, {size}; differences of up "
-            f"to {_points(margin)} would go unseen"
+            f"to {_points(unseen)} would go unseen"
         )
 
     def as_dict(self) -> dict:
@@ -209,7 +211,8 @@ class Question:
     def _repetitions(self) -> str:
         """The numbers of seeds or partitions, such as "1 and 6 seeds"."""
         if self.a.folds:
-            return f"{self.repetitions} partitions into {self.a.folds} folds"
+            folds = " and ".join(map(str, sorted({self.a.folds, self.b.folds})))
+            return f"{self.repetitions} partition{'s' * (self.repetitions > 1)} into {folds} folds"
         seeds = sorted({len(self.a.correct), len(self.b.correct)})
         return "one seed" if seeds == [1] else f"{' and '.join(map(str, seeds))} seeds"
 
@@ -279,7 +282,5 @@ def family_notes(answers: Sequence[Question]) -> list[str]:
         )
     seeds = sorted({len(scored.correct) for answer in answers for scored in (answer.a, answer.b)})
     if len(seeds) > 1:
-        notes.append(
-            f"the experiments have {seeds[0]} to {seeds[-1]} seeds: equal numbers find differences most easily"
-        )
+        notes.append(f"the experiments have {seeds[0]} to {seeds[-1]} seeds: tests have most power with equal numbers")
     return notes
