@@ -59,13 +59,12 @@ class Estimate:
         the seeds count for more: a large variance in the experiment with few seeds would otherwise be underestimated
         too often (docs/statistics.md).
         """
-        if self.variance == 0:
+        if self.variance == 0 or not self.seed_variances:
             return self.clusters - 1
         seeds = [part.seeds for part in self.seed_variances]
-        uncertainty = sum(part.observed**2 / (part.seeds - 1) for part in self.seed_variances)
-        uncertainty *= max(seeds, default=1) / min(seeds, default=1)
+        uncertainty = sum(part.observed**2 / (part.seeds - 1) for part in self.seed_variances) * max(seeds) / min(seeds)
         df = self.variance**2 / (self.image_variance**2 / (self.clusters - 1) + uncertainty)
-        return max(df, min(self.clusters, *seeds) - 1) if seeds else df
+        return max(df, min(self.clusters, *seeds) - 1)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Symmetric confidence interval for a difference of scores, in which the biases cancel."""
@@ -82,7 +81,7 @@ class Estimate:
         row_variance = value * (1 - value)
         if row_variance == 0 or self.variance == 0:
             return wilson(value, self._t(level) ** 2 / self.clusters)
-        return wilson(value, self.margin(level) ** 2 / row_variance)
+        return wilson(value, self._half_width(level) ** 2 / row_variance)
 
     def as_dict(self) -> dict:
         """The score and its `score_interval` at the 95 % level, for JSON files."""
@@ -94,14 +93,30 @@ class Estimate:
         If the variance is zero, for example because both models predict the same, it is the upper limit of Wilson's
         interval for a share of 0.
         """
-        t = self._t(level)
-        return t * math.sqrt(self.variance) if self.variance else wilson(0.0, t**2 / self.clusters)[1]
+        return max(part._half_width(level) for part in (self, *self._seeds_alone))
 
     def p_value(self) -> float:
         """Two-sided p-value of the hypothesis that the true value is zero.
 
         It is 1 minus the level of the narrowest `interval` that contains zero.
         """
+        return max(part._p_value() for part in (self, *self._seeds_alone))
+
+    @property
+    def _seeds_alone(self) -> "list[Estimate]":
+        """With two seeds in an experiment, the same difference with the val images taken as fixed.
+
+        It has to be significant too, because a variance over two seeds is often far too small by chance.
+        """
+        parts = tuple(replace(part, explained=0.0) for part in self.seed_variances)
+        alone = replace(self, image_variance=0.0, seed_variances=parts)
+        return [alone] if alone.variance and min(part.seeds for part in parts) == 2 else []
+
+    def _half_width(self, level: float) -> float:
+        t = self._t(level)
+        return t * math.sqrt(self.variance) if self.variance else wilson(0.0, t**2 / self.clusters)[1]
+
+    def _p_value(self) -> float:
         size = abs(self.value)
         if self.variance:
             t = size / math.sqrt(self.variance)
@@ -208,8 +223,13 @@ def format_score(value: float, interval: tuple[float, float], digits: int = 3) -
 
 def format_difference(value: float, interval: tuple[float, float]) -> str:
     """A difference of accuracies with its interval in percentage points, such as "+42.3 points [30.2, 54.4]"."""
+    return f"{rounded(100 * value, 1, 0, sign='+')} points {format_points(interval)}"
+
+
+def format_points(interval: tuple[float, float]) -> str:
+    """The interval of a difference in percentage points, such as "[30.2, 54.4]"."""
     low, high = (rounded(100 * bound, 1, 0) for bound in interval)  # the side of zero that a bound is on is visible
-    return f"{rounded(100 * value, 1, 0, sign='+')} points [{low}, {high}]"
+    return f"[{low}, {high}]"
 
 
 def format_p(p: float, digits: int = 4) -> str:

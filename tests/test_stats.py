@@ -60,6 +60,8 @@ def test_seed_variance_excludes_variance_from_images():
     assert seeds.excess == pytest.approx(shifts.var(ddof=1) / 4, rel=0.3) and seeds.seeds == 4
     assert apart.image_variance == pytest.approx(same.image_variance)
     assert apart.interval(1 - apart.p_value())[0] == pytest.approx(0, abs=1e-9)
+    low, high = apart.interval()
+    assert high - low == pytest.approx(2 * scipy_stats.t.ppf(0.975, 3) * shifts.std(ddof=1) / 2, rel=0.2)
 
 
 def test_seeds_that_vary_widely_are_compared_by_welchs_test():
@@ -158,7 +160,8 @@ def test_scores_and_differences_as_text():
 # Simulations. The quick ones are short, so that their limits are wide; the slow ones state what the project claims. ---
 
 ONE_SEED, HIGH_SCORES = SCORES["one seed"], SCORES["one seed, high scores"]
-SIX_SEEDS = SCORES["six seeds, up to eight photos"]
+SIX_SEEDS = World((0.65, 0.73), photos=6, seeds=(6, 6), spread=(0.025, 0.025))
+HARD = SCORES["six seeds, up to eight photos"]  # and .6 correlation within a product
 HARDEST = World((0.7, 0.7), seeds=(3, 10), spread=(0.05, 0.01), **SIMILAR)
 FAMILY = World((0.7,) * 4, photos=8, seeds=(3, 6) * 2, spread=(0.05, 0.01) * 2, **NASTY)
 
@@ -186,14 +189,18 @@ def test_seeds_with_unequal_spreads_give_few_false_alarms_which_a_pooled_varianc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [ONE_SEED, HIGH_SCORES, SIX_SEEDS], ids=["one seed", "high scores", "six seeds"])
+@pytest.mark.parametrize(
+    "world",
+    [ONE_SEED, HIGH_SCORES, SIX_SEEDS, HARD],
+    ids=["one seed", "one seed, high scores", "six seeds, up to six photos a product", "hard"],
+)
 def test_intervals_cover_the_truth_as_often_as_they_claim(world):
     covered = score_coverage(world, 1000)  # each share is then known to 0.7 points (one sd)
     for name in ("accuracy", "recall", "f1"):
         k = list(METRICS).index(name)
         assert 0.93 <= covered["score"][k] <= 0.97 and 0.93 <= covered["difference"][k] <= 0.97, (name, covered)
-    # Precision and macro F1 depend on the rarest classes, of five rows and often a single product.
-    assert (covered["score"] >= 0.88).all() and (covered["score"] <= 0.97).all(), covered
+    # Precision and macro F1 depend on the rarest classes, of five rows: in the hard world, of a single product.
+    assert (covered["score"] >= (0.88 if world is HARD else 0.92)).all() and (covered["score"] <= 0.97).all(), covered
 
 
 @pytest.mark.slow
@@ -217,6 +224,23 @@ def test_false_alarms_are_as_rare_as_claimed(world, pairs):
     assert false <= 0.05 + 2 * 0.0069 and covered >= 0.95 - 2 * 0.0069
 
 
+@pytest.mark.parametrize(
+    ("seeds", "spread", "trials"),
+    [
+        (1, 0, 300),
+        (2, 0.05, 300),
+        *(pytest.param(*case, 900, marks=pytest.mark.slow) for case in ((1, 0), (2, 0.05), (3, 0.025), (6, 0.025))),
+    ],
+)
+def test_two_seeds_of_one_model_are_called_different_in_at_most_5_percent(seeds, spread, trials):
+    """Runs of the same experiment differ by chance and, with several seeds, in their true accuracy, with a standard
+    deviation of 2.5 points (5 for two seeds). Three questions at a time, with correction."""
+    same = dict(model_product=0, model_photo=0, seed_product=0)
+    world = World((0.7,) * 6, seeds=(seeds,) * 6, spread=(spread,) * 6, **same)
+    for pairs in [(0, 1)], [(0, 1), (2, 3), (4, 5)]:
+        assert difference_coverage(world, trials, seed=seeds, pairs=pairs)[1] <= 0.05
+
+
 @pytest.mark.slow
 def test_a_difference_of_8_points_is_found_as_often_as_theory_says():
     """The exact power of McNemar's test without clusters, from the shares of rows that only one model gets right."""
@@ -225,6 +249,8 @@ def test_a_difference_of_8_points_is_found_as_often_as_theory_says():
     draws = [world.draw(rng) for _ in range(3000)]
     a, b = (np.concatenate([predictions[k][0] == labels for labels, _, predictions in draws]) for k in (0, 1))
     power = mcnemar_power((a & ~b).mean(), (b & ~a).mean(), n=155)
+    alone = [mcnemar(a[0] == labels, b[0] == labels) for labels, _, (a, b) in draws]
+    assert np.mean(np.array(alone) < 0.05) == pytest.approx(power, abs=0.04), "McNemar alone"
     found = difference_coverage(world, 1000, seed=1)[2]
     assert found == pytest.approx(power, abs=0.04), "together with the test over products"
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import unified_diff
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ class Experiment:
     @property
     def name(self) -> str:
         return f"{self.model} {self.variant}".strip()
+
+    @cached_property
+    def folds(self) -> int:
+        """The number of folds of the cross-validation; 0 without, also if a single fold was run."""
+        folded = any(len(np.unique(row)) > 1 for row in self.splits)
+        return parse_split(self.splits[0, 0]).folds if folded else 0
+
+    @cached_property
+    def repetitions(self) -> np.ndarray:
+        """(S,) int, equal for seeds that are not independent: with folds, the partition; without, 0 to S - 1."""
+        if not self.folds:
+            return np.arange(len(self.splits))
+        return np.array([parse_split(row[0]).partition for row in self.splits])
 
     def mean_of(self, name: str) -> float:
         """The mean over the runs of a number in run.json."""

@@ -56,8 +56,8 @@ def forest(questions: Sequence[Question]) -> Figure:
         axis.plot(100 * question.change.value, y, "o", color=color, markerfacecolor=face, markersize=6)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_xlabel(
-        "difference in accuracy (first minus second), percentage points, with simultaneous 95 % confidence\n"
-        "intervals (filled: zero is outside, which makes the difference significant)"
+        "difference in accuracy (first minus second), percentage points,\n"
+        "with simultaneous 95 % confidence intervals (filled: zero is outside)"
     )
     axis.grid(axis="x", alpha=0.3)
     return figure

@@ -7,7 +7,16 @@ from common.compare.questions import Question, ScoredExperiment
 from common.data.splits import parse_split
 from common.files import markdown_table, markdown_text, terminal_table
 from common.metrics import METRICS
-from common.stats import FAMILY_ERROR, Estimate, format_difference, format_p, format_score, format_share, rounded
+from common.stats import (
+    FAMILY_ERROR,
+    Estimate,
+    format_difference,
+    format_p,
+    format_points,
+    format_score,
+    format_share,
+    rounded,
+)
 
 
 def markdown(
@@ -88,8 +97,8 @@ def question_table(questions: Sequence[Question]) -> list[str]:
     rows = []
     for question in questions:
         difference = format_difference(question.change.value, question.interval)
-        alone = format_difference(question.change.value, question.interval_alone).partition(" points ")[2]
-        rows.append([question.title, difference, alone, format_p(question.corrected_p), format_p(question.p)])
+        p_values = format_p(question.corrected_p), format_p(question.p)
+        rows.append([question.title, difference, format_points(question.interval_alone), *p_values])
     header = ["question", "difference", "interval of the question alone", "p (corrected)", "p alone"]
     return markdown_table(header, rows)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.compare.experiments import Experiment
 from common.config import VARIANTS, InputError
-from common.data.splits import connected_groups, parse_split
+from common.data.splits import connected_groups
 from common.metrics import leave_one_out
 from common.stats import (
     FAMILY_ERROR,
@@ -58,11 +58,6 @@ class ScoredExperiment:
         self.classes = np.unique(np.concatenate([self.labels, self.predictions.ravel()]))
         self.clusters = connected_groups(ids["product_id"], ids["image_id"])  # (N,) int, see `connected_groups`
         self.products = int(ids["product_id"][ids["product_id"] != ""].nunique())  # without rows that have no id
-        splits = [[parse_split(text) for text in np.unique(row)] for row in experiment.splits if row[0]]
-        folded = any(len(folds) > 1 for folds in splits)
-        self.folds = splits[0][0].folds if folded else 0  # of the cross-validation; 0 without
-        # The partition of each seed, from which the folds were taken; without folds, its number
-        self.repetitions = np.array([s[0].partition for s in splits] if folded else range(len(experiment.splits)))
         self.correct = self.predictions == self.labels  # (S, N) bool
         if self.clusters.max() == 0:
             raise InputError(
@@ -80,7 +75,8 @@ class ScoredExperiment:
         A repetition is a seed or, with folds, a partition, for which the scores are means over its seeds.
         """
         parts = leave_one_out(self.labels, self.predictions, self.clusters)
-        own = [self.repetitions == repetition for repetition in np.unique(self.repetitions)]
+        repetitions = self.experiment.repetitions
+        own = [repetitions == repetition for repetition in np.unique(repetitions)]
         scores, without = (np.stack([part[seeds].mean(0) for seeds in own]) for part in parts)
         return scores, without
 
@@ -88,7 +84,7 @@ class ScoredExperiment:
     def estimates(self) -> dict[str, Estimate]:
         """The estimate of each of `METRICS`."""
         estimates = score_estimates(*self.leave_one_out)
-        return {k: over_partitions(e) for k, e in estimates.items()} if self.folds else estimates
+        return {k: over_partitions(e) for k, e in estimates.items()} if self.experiment.folds else estimates
 
     @cached_property
     def unseen(self) -> "ScoredExperiment | None":
@@ -128,7 +124,7 @@ class Question:
         if self.change.clusters < MIN_CLUSTERS:
             number = self.change.clusters
             return f"no conclusion from only {number} products or photos (at least {MIN_CLUSTERS} are needed)"
-        if self.a.folds and self.repetitions < MIN_SEEDS:
+        if self.a.experiment.folds and self.repetitions < MIN_SEEDS:
             return f"no conclusion from only {self._repetitions} (at least {MIN_SEEDS} partitions are needed)"
         return ""
 
@@ -168,7 +164,7 @@ class Question:
         a, b = self.a.experiment, self.b.experiment
         size = format_difference(self.change.value, self.interval)
         subject = f"{b.model} vs. {a.model} ({a.variant})" if self.kind == "model" else f"{self.kind}, {a.model}"
-        about_weights = self.repetitions < MIN_SEEDS and not self.a.folds
+        about_weights = self.repetitions < MIN_SEEDS and not a.folds
         better = self.change.value > 0
         if self.decided and about_weights:
             return (
@@ -210,8 +206,9 @@ class Question:
     @property
     def _repetitions(self) -> str:
         """The numbers of seeds or partitions, such as "1 and 6 seeds"."""
-        if self.a.folds:
-            folds = " and ".join(map(str, sorted({self.a.folds, self.b.folds})))
+        a, b = self.a.experiment, self.b.experiment
+        if a.folds:
+            folds = " and ".join(map(str, sorted({a.folds, b.folds})))
             return f"{self.repetitions} partition{'s' * (self.repetitions > 1)} into {folds} folds"
         seeds = sorted({len(self.a.correct), len(self.b.correct)})
         return "one seed" if seeds == [1] else f"{' and '.join(map(str, seeds))} seeds"
@@ -235,8 +232,9 @@ def ask(kind: str, a: ScoredExperiment, b: ScoredExperiment) -> Question:
     (scores_a, without_a), (scores_b, without_b) = (
         (scores[:, 0], without[:, :, 0]) for scores, without in (a.leave_one_out, b.leave_one_out)
     )  # of accuracy
-    if a.folds:
-        _, in_a, in_b = np.intersect1d(np.unique(a.repetitions), np.unique(b.repetitions), return_indices=True)
+    if a.experiment.folds:
+        of_a, of_b = (np.unique(scored.experiment.repetitions) for scored in (a, b))
+        _, in_a, in_b = np.intersect1d(of_a, of_b, return_indices=True)
         if not len(in_a):
             raise InputError(f"{a.name} and {b.name} have no partition into folds in common: use the same seeds.")
         paired = estimate(scores_b[in_b] - scores_a[in_a], without_b[in_b] - without_a[in_a])

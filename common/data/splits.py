@@ -63,13 +63,10 @@ def connected_groups(*columns: Iterable[str | None]) -> np.ndarray:
     of their rows do.
     """
     numbers = [group_numbers(values) for values in columns]
-    rows = np.arange(len(numbers[0]))
-    offsets = np.cumsum([len(rows), *(n.max(initial=-1) + 1 for n in numbers)])
-    edges = np.concatenate([offset + n for offset, n in zip(offsets[:-1], numbers, strict=True)])
-    shape = (offsets[-1], offsets[-1])
-    graph = coo_matrix((np.ones(len(edges)), (np.tile(rows, len(numbers)), edges)), shape)
-    groups = connected_components(graph, directed=False)[1][: len(rows)]
-    return np.unique(groups, return_inverse=True)[1]
+    firsts = [np.unique(groups, return_index=True)[1][groups] for groups in numbers]  # the first row of the group
+    n = len(firsts[0])
+    links = np.tile(np.arange(n), len(firsts)), np.concatenate(firsts)
+    return connected_components(coo_matrix((np.ones(len(links[0])), links), (n, n)), directed=False)[1]
 
 
 def assign_folds(rows: Table, categories: list[str | None], split: Split) -> tuple[list[str], np.ndarray]:
