@@ -16,7 +16,7 @@ from scipy import stats
 
 from common.metrics import METRICS
 
-SHARED_TRAIN_ROWS = 0.5  # variance due to train rows that folds share, as a share of that over images
+SHARED_TRAIN_ROWS = 2 / 3  # variance due to train rows that folds share, as a share of that over images
 FAMILY_ERROR = 0.05  # the probability that any interval of a comparison misses the true value
 
 
@@ -181,7 +181,7 @@ def over_partitions(repeated: Estimate) -> Estimate:
 
     Models of one data set share most of their train rows, so the rows vary together more than `estimate` knows, and no
     estimate of this part is unbiased (Bengio and Grandvalet, 2004). As Nadeau and Bengio (2003) do, it is taken for a
-    fixed share of the variance over images. Theirs is 1 / (folds - 1); one half holds with three to ten folds and
+    fixed share of the variance over images. Theirs is 1 / (folds - 1); two thirds hold with three to ten folds and
     trained learners, among them nearest neighbours, on which each train row has most influence
     (benchmarks/coverage.py). The variance over partitions is counted in full.
     """

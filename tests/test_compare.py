@@ -520,7 +520,7 @@ def test_folds_of_three_partitions_allow_a_conclusion(write_folds):
     assert question.sentence.startswith("custom_vit beats custom_cnn (full): +32.5 points [")
     gained = np.array([0] * 10 + [0.5] + [1] * 19 + [0] * 30)  # of each product, mean over the partitions
     images = replace(question.change, seed_variances=()).variance
-    assert images == pytest.approx(1.5 * gained.var(ddof=1) / 60)
+    assert images == pytest.approx((1 + 2 / 3) * gained.var(ddof=1) / 60)
 
 
 def test_folds_without_a_common_partition_are_an_error(write_folds):
