@@ -3,6 +3,7 @@
 python study.py --data sample                     # four models, four variants, six seeds
 python study.py --data sample --recipe lab        # the ten experiments of the lab study
 python study.py --data sample --folds 5           # cross-validation over the products of train and val
+python study.py --data sample --plan              # the time it will take, and the differences that it can find
 python compare.py runs/study                      # analyse the results
 
 With --folds, each seed has its own partition of the products into folds, the same for all models and variants.
@@ -59,6 +60,9 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
     )
     parser.add_argument(
         "--recipe", choices=("default", "lab"), default="default", help="see --help of the training scripts"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="print the runs, their time and what they can find; train nothing"
     )
     parser.add_argument("--out", default="", help="folder for the runs (default: runs/study or runs/study-lab)")
     parser.add_argument(
@@ -118,8 +122,8 @@ def execute(job: "Job", config_file: str) -> bool:
     return child.returncode == 0
 
 
-def main(argv=None):
-    options, script_options = read_options(argv)
+def jobs_of(options: argparse.Namespace, script_options: list[list[str]]) -> "list[Job]":
+    """The runs of the study that the options describe."""
     # Imported here because this takes seconds, and --help should be fast.
     from common.compare.grid import plan_jobs
 
@@ -131,7 +135,17 @@ def main(argv=None):
         if not lab or (variant in LAB_VARIANTS and (model, variant) not in NOT_IN_LAB)
     ]
     root = Path(options.out or ("runs/study-lab" if lab else "runs/study"))
-    jobs = plan_jobs(experiments, script_options, seeds=options.seeds, folds=options.folds, root=root)
+    return plan_jobs(experiments, script_options, seeds=options.seeds, folds=options.folds, root=root)
+
+
+def main(argv=None):
+    options, script_options = read_options(argv)
+    jobs = jobs_of(options, script_options)
+    if options.plan:
+        from common.compare.plan import plan_report
+
+        return print(plan_report(jobs))
+    root = jobs[0].folder.parent
     with locked_folder(root):
         train_all(jobs, root, options.config_file)
 

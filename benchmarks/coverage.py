@@ -1,7 +1,7 @@
 """Coverage of the intervals and false alarms of the tests in common/stats.py, on simulated val splits.
 
-python -m benchmarks.coverage                          # about an hour on one core
-python -m benchmarks.coverage --trials 200             # a few minutes
+python -m benchmarks.coverage                          # about 25 minutes on one core
+python -m benchmarks.coverage --trials 200             # about three minutes
 python -m benchmarks.coverage --only differences
 
 A split has 150 to 160 rows of products with one to three photos (as in the sample's val split), or with more. A
@@ -15,7 +15,7 @@ same distribution, so that the true difference is exactly zero.
 import argparse
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -27,6 +27,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.tree import DecisionTreeClassifier
 
+from common.compare.plan import measured_spread, smallest_differences
 from common.metrics import METRICS, leave_one_out, scores_of_counts
 from common.stats import FAMILY_ERROR, Estimate, difference, estimate, mcnemar, over_partitions
 
@@ -130,6 +131,15 @@ DIFFERENCES = {  # true differences of 0; weights of a single seed have exactly 
 POWER = {
     f"8 points, {seeds} seeds": World((0.7, 0.78), seeds=(seeds, seeds), spread=(0.025, 0.025)) for seeds in (3, 6, 10)
 }
+PLANNED = {  # of which `study.py --plan` gives the smallest difference
+    f"{kind}, {seeds} seeds": World((0.7, 0.7), photos=photos, seeds=(seeds, seeds), spread=spread, **effects)
+    for kind, photos, spread, effects in (
+        ("ordinary, spreads 2.5 points", 3, (0.025, 0.025), {}),
+        ("correlated, spreads 2.5 points", 8, (0.025, 0.025), NASTY),
+        ("similar models, spreads 1 point", 3, (0.01, 0.01), SIMILAR),
+    )
+    for seeds in (3, 6, 10)
+}
 PAIRS = [(4 * m + a, 4 * m + b) for m in range(3) for a, b in ((0, 1), (1, 2), (1, 3))] + [(3, 7), (3, 11), (7, 11)]
 FAMILIES = {  # three models in four variants
     "12 questions, 6 seeds, spreads 2 points": World((0.7,) * 12, seeds=(6,) * 12, spread=(0.02,) * 12),
@@ -211,6 +221,27 @@ def difference_coverage(
     return tuple(np.mean(results, axis=0))
 
 
+def planned_power(world: World, trials: int, *, family: int, seed: int = 0) -> tuple[float, float]:
+    """The smallest difference that `study.py --plan` gives for one of `family` questions, and how often it is found.
+
+    The spread over products depends on the difference, so it is measured in studies with the difference that is given.
+    """
+    rng = np.random.default_rng(seed)
+
+    def studies(size: float) -> list[Estimate]:
+        accuracy = tuple(np.mean(world.accuracy) + np.array([-size, size]) / 2)
+        draws = (replace(world, accuracy=accuracy).draw(rng) for _ in range(trials))
+        return [difference(*[accuracies(p == labels, groups) for p in guesses]) for labels, groups, guesses in draws]
+
+    changes = studies(0.08)
+    for _ in range(3):
+        clusters = round(np.mean([change.clusters for change in changes]))
+        spread = measured_spread(changes)
+        (size,) = smallest_differences(spread, seeds=world.seeds[0], clusters=clusters, families=[family])
+        changes = studies(size)
+    return size, float(np.mean([change.p_value() * family < FAMILY_ERROR for change in changes]))
+
+
 LEARNERS: dict[str, Callable] = {  # each takes a seed
     "linear discriminant analysis": lambda seed: LinearDiscriminantAnalysis(),
     "a decision tree": lambda seed: DecisionTreeClassifier(random_state=seed),
@@ -253,7 +284,7 @@ def _features(rng: np.random.Generator, labels: np.ndarray, clusters: np.ndarray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000, help="number of simulated splits of each kind")
-    parts = ("scores", "differences", "families", "power", "folds")
+    parts = ("scores", "differences", "families", "power", "planning", "folds")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of scikit-learn, about classes with fewer products than folds
@@ -272,6 +303,12 @@ def main() -> None:
                 pairs = PAIRS if part == "families" else ((0, 1),)
                 shares = difference_coverage(world, args.trials, seed=i, pairs=pairs)
                 print(f"| {name} | " + " | ".join(f"{share:.3f}" for share in shares) + " |", flush=True)
+    if "planning" in args.only:
+        print("\n| planning | questions | smallest difference | found |\n| --- | --- | --- | --- |")
+        for i, (name, world) in enumerate(PLANNED.items()):
+            for family in (1, 12):
+                size, found = planned_power(world, args.trials, family=family, seed=i)
+                print(f"| {name} | {family} | {100 * size:.1f} points | {found:.3f} |", flush=True)
     if "folds" in args.only:
         print("\n| folds, partitions | " + " | ".join(LEARNERS) + " |\n" + "| --- " * (1 + len(LEARNERS)) + "|")
         for folds, partitions in ((3, 3), (5, 3), (5, 6), (10, 3)):

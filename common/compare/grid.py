@@ -122,7 +122,8 @@ def time_left(waiting: Sequence[Job], seconds: Mapping[Job, float]) -> str:
         if not times:
             return "time left unknown"
         total += mean(times)
-    return f"about {math.ceil(total / 60)} min left"
+    hours, minutes = divmod(math.ceil(total / 60), 60)
+    return f"about {f'{hours} h ' * (hours > 0)}{minutes} min left"
 
 
 def is_finished(job: Job, fingerprint: str) -> bool:

@@ -1,7 +1,7 @@
 """The questions that a set of experiments answers, such as "does the crop help?", with tests of significance."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -251,19 +251,25 @@ def questions(scored_experiments: Sequence[ScoredExperiment], asked: Sequence[st
     Each variant of a model is compared with a simpler one (`STEPS`), and each pair of models in the last variant of
     `VARIANTS` that both have. Intervals and decisions are corrected for the number of questions.
     """
-    models: dict[str, dict[str, ScoredExperiment]] = {}
-    for scored in scored_experiments:
-        models.setdefault(scored.experiment.model, {})[scored.experiment.variant] = scored
-    answers = []
-    for variants in models.values():
+    by_name = {(scored.experiment.model, scored.experiment.variant): scored for scored in scored_experiments}
+    return correct([ask(kind, by_name[a], by_name[b]) for kind, a, b in pairs(by_name, asked)])
+
+
+def pairs(
+    experiments: Iterable[tuple[str, str]], asked: Sequence[str] | None = None
+) -> Iterator[tuple[str, tuple[str, str], tuple[str, str]]]:
+    """The kinds of questions that `experiments`, pairs of model and variant, answer, each with two of them."""
+    models: dict[str, list[str]] = {}
+    for model, variant in experiments:
+        models.setdefault(model, []).append(variant)
+    for model, variants in models.items():
         for before, after, name, kind in STEPS if "crop" in variants else STEPS + STEPS_WITHOUT_CROP:
-            if (asked is None or name in asked) and {before, after} <= variants.keys():
-                answers.append(ask(kind, variants[before], variants[after]))
-    for a, b in combinations(models.values(), 2) if asked is None or MODELS in asked else ():
-        shared = [variant for variant in VARIANTS if variant in a.keys() & b.keys()]
+            if (asked is None or name in asked) and {before, after} <= set(variants):
+                yield kind, (model, before), (model, after)
+    for a, b in combinations(models, 2) if asked is None or MODELS in asked else ():
+        shared = [variant for variant in VARIANTS if variant in models[a] and variant in models[b]]
         if shared:
-            answers.append(ask("model", a[shared[-1]], b[shared[-1]]))
-    return correct(answers)
+            yield "model", (a, shared[-1]), (b, shared[-1])
 
 
 def correct(answers: Sequence[Question]) -> list[Question]:

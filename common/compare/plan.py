@@ -1,0 +1,140 @@
+"""What a study can find, before it is trained: the smallest difference that its seeds and val images can show."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+from common.compare.experiments import group_runs
+from common.compare.grid import Job, decode_data, durations, is_finished, time_left
+from common.compare.questions import MIN_CLUSTERS, MIN_SEEDS, ScoredExperiment, pairs, questions
+from common.data.dataset import load_splits
+from common.data.splits import connected_groups
+from common.finished_run import FinishedRun, read_run
+from common.stats import FAMILY_ERROR, Estimate, SeedVariance
+
+POWER = 0.8  # the probability with which the smallest difference is found
+DRAWS = 20_000  # of the estimates of a study; the probability is then exact to 0.3 points
+SEEDS = (3, 6, 10)  # numbers of seeds to choose from, beside that of the study
+TIMES_IMAGES = (1, 2, 4)  # numbers of val images to choose from, as multiples of the present one
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviations of what a difference in accuracy between two experiments consists of, as shares of 1.
+
+    The score of seed s of experiment e on product g is modelled as a constant of e, plus normal effects of g, of s, and
+    of s on g.
+    """
+
+    products: float  # of the difference in accuracy between experiments over products, for infinitely many seeds
+    interaction: float  # of the effect of a seed of one experiment on one product
+    seeds: float  # of the accuracy of one experiment over seeds, for infinitely many images
+
+
+# Means over the questions of the study in docs/statistics.md#planning
+MEASURED_ON_SAMPLE = Spread(products=0.22, interaction=0.23, seeds=0.01)
+
+
+def measured_spread(changes: Sequence[Estimate]) -> Spread:
+    """The spread that the differences `changes` have on average; each experiment needs several seeds."""
+    products, interactions, seeds = [], [], []
+    for change in changes:
+        own = [part.explained * part.seeds * change.clusters for part in change.seed_variances]
+        parts = [value / part.seeds for value, part in zip(own, change.seed_variances, strict=True)]
+        products.append(change.clusters * change.image_variance - sum(parts))
+        interactions += own
+        seeds += [part.seeds * (part.observed - part.explained) for part in change.seed_variances]
+    return Spread(*(math.sqrt(max(0.0, float(np.mean(values)))) for values in (products, interactions, seeds)))
+
+
+def smallest_differences(spread: Spread, *, seeds: int, clusters: int, families: Sequence[int]) -> list[float]:
+    """The true differences that studies find with the probability `POWER`, for each number of questions in `families`.
+
+    A study finds a difference if its estimate exceeds the margin of its interval (`Estimate.margin`), so the answer is
+    a quantile of margin minus error over simulated studies. Both experiments have `seeds` seeds.
+    """
+    rng = np.random.default_rng(0)
+
+    def mean_square(df: int, *sides: int) -> np.ndarray:
+        """Draws of an estimated variance with `df` degrees of freedom, whose true value is 1."""
+        return rng.chisquare(df, (DRAWS, *sides)) / df
+
+    own = spread.interaction**2 / (seeds * clusters)  # of one experiment
+    images = spread.products**2 / clusters + 2 * own
+    errors = rng.normal(scale=math.sqrt(images + 2 * spread.seeds**2 / seeds), size=DRAWS)
+    # The estimates are independent, as in any balanced analysis of variance.
+    estimates = zip(
+        images * mean_square(clusters - 1),
+        (spread.seeds**2 / seeds + own) * mean_square(seeds - 1, 2),
+        own * mean_square((seeds - 1) * (clusters - 1), 2),
+        strict=True,
+    )
+    changes = [
+        Estimate(0.0, 0.0, image_variance, clusters, tuple(map(SeedVariance, observed, explained, (seeds, seeds))))
+        for image_variance, observed, explained in estimates
+    ]
+    margins = ([change.margin(1 - FAMILY_ERROR / family) for change in changes] for family in families)
+    return [float(np.quantile(np.array(margin) - errors, POWER)) for margin in margins]
+
+
+def plan_report(jobs: Sequence[Job]) -> str:
+    """The runs of a study, the time they will take, and the smallest differences that it finds, as text.
+
+    The data is decoded into the cache, which the study does first anyway; nothing is trained.
+
+    Raises:
+        InputError: the data cannot be used, or a run folder holds another run.
+    """
+    fingerprints = decode_data(jobs)
+    done = [job for job in jobs if is_finished(job, fingerprints[job.data_key])]
+    experiments = list(dict.fromkeys((job.script, job.variant) for job in jobs))
+    asked = len(list(pairs(experiments)))
+    left = time_left([job for job in jobs if job not in done], durations(done))
+    lines = [f"{len(jobs)} runs of {len(experiments)} experiments: {len(done)} finished, {left}"]
+    if not done:
+        lines.append("The time is estimated from finished runs. The study keeps those that --seeds 1 trains.")
+    if not asked:
+        lines.append("compare.py has no question about these experiments.")
+    elif jobs[0].config.split_by:
+        lines.append("The smallest difference that cross-validation finds is not known before it is run.")
+    else:
+        finished = [read_run(job.folder) for job in done]
+        lines += ["", *_smallest_differences_table(jobs, finished, experiments=len(experiments), asked=asked)]
+    return "\n".join(lines)
+
+
+def _smallest_differences_table(
+    jobs: Sequence[Job], finished: Sequence[FinishedRun], *, experiments: int, asked: int
+) -> list[str]:
+    """Lines with the smallest difference for several numbers of seeds and images, one question and all `asked`."""
+    val = load_splits(jobs[0].config)[1]
+    ids = val.ids()
+    clusters = 1 + int(connected_groups(ids["product_id"], ids["image_id"]).max())
+    if clusters < MIN_CLUSTERS:
+        return [f"val shows {clusters} products or photos: no conclusion is drawn from fewer than {MIN_CLUSTERS}."]
+    answers = questions([ScoredExperiment(experiment) for experiment in group_runs(finished)]) if finished else []
+    changes = [answer.change for answer in answers if answer.repetitions > 1]
+    spread = measured_spread(changes) if changes else MEASURED_ON_SAMPLE
+    source = f"measured in finished runs, n = {len(changes)}" if changes else "assumed, as on the sample"
+    over_products, on_a_product, over_seeds = (100 * sd for sd in astuple(spread))
+    lines = [
+        f"Smallest difference in accuracy, in points, that is found with a probability of {POWER:.0%}. Standard",
+        f"deviations in points ({source}): {over_products:.0f} of a difference over products,",
+        f"{on_a_product:.0f} of a model over seeds on one product, {over_seeds:.1f} of a model over seeds on many.",
+        "",
+        "| seeds | runs | questions |"
+        + "".join(f" {k * len(val)} images of {k * clusters} products |" for k in TIMES_IMAGES),
+        "| --- " * (3 + len(TIMES_IMAGES)) + "|",
+    ]
+    own_seeds = len(jobs) // experiments
+    families = sorted({1, asked})
+    for seeds in sorted({*SEEDS, *[own_seeds] * (own_seeds >= MIN_SEEDS)}):
+        columns = [
+            smallest_differences(spread, seeds=seeds, clusters=k * clusters, families=families) for k in TIMES_IMAGES
+        ]
+        for family, cells in zip(families, zip(*columns, strict=True), strict=True):
+            numbers = " | ".join(f"{100 * cell:.1f}" if cell < 1 else "none" for cell in cells)
+            lines.append(f"| {seeds} | {seeds * experiments} | {family} | {numbers} |")
+    return lines
