@@ -14,7 +14,7 @@ from PIL import Image
 import common.train
 import train_custom_cnn
 import train_custom_vit
-from common.config import InputError, TrainConfig, parse
+from common.config import IMAGENET, InputError, TrainConfig, parse
 from common.data.dataset import ClassificationDataset, load_splits
 from common.figures import confusion, curves, mistakes, save_figure
 from common.metrics import scores
@@ -126,7 +126,7 @@ def test_any_number_and_name_of_classes_can_be_drawn(classes, tmp_path):
     val = ClassificationDataset(
         np.zeros((size, 3, 8, 8), np.uint8), np.arange(size), torch.ones(size, 2), np.zeros((size, 2), np.uint64),
         torch.arange(size) // 2, [f"$5_to $10_{i}" for i in range(classes)], None, np.arange(size),
-        source_rows=size, dropped=0, problems=[], fingerprint="",
+        source_rows=size, dropped=0, problems=[], fingerprint="", normalization=IMAGENET,
     )  # fmt: skip
     logits = np.random.default_rng(0).normal(size=(size, classes))
     log = [
