@@ -33,15 +33,20 @@ def torchvision_weights(name: str, weights: str) -> dict[str, torch.Tensor] | No
     if weights == "none":
         return None
     if weights != "imagenet":
-        return _read_state_dict(weights)
-    entry = torchvision.models.get_model_weights(name).DEFAULT
-    file = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(entry.url))
+        return read_state_dict(weights)
+    entry, file = torchvision.models.get_model_weights(name).DEFAULT, weights_file(name)
     if not file.exists() and not reachable(entry.url):
         raise InputError(_unavailable(f"{name} ({file.name})"))
     try:
         return entry.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, urllib.error.URLError) as error:
         raise InputError(_unavailable(f"{name} ({file.name}): {error}")) from error
+
+
+def weights_file(name: str) -> Path:
+    """Where torch.hub stores the ImageNet weights of the torchvision model `name`, whether or not they are there."""
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    return Path(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
 
 
 def timm_model(name: str, weights: str, **kwargs: Any) -> Any:
@@ -65,7 +70,7 @@ def timm_model(name: str, weights: str, **kwargs: Any) -> Any:
         except RuntimeError as error:
             raise InputError(f"--model {name} with --weights {weights}: {error}") from error
     if weights not in ("imagenet", "none"):
-        state = _read_state_dict(weights)
+        state = read_state_dict(weights)
         convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # timm's own, if needed
         load_backbone(model, convert(state, model) if convert else state, source=weights, head=())
     return model
@@ -102,7 +107,8 @@ def freeze(model: nn.Module, head: nn.Module) -> None:
     head.requires_grad_(True)
 
 
-def _read_state_dict(path: str) -> dict[str, torch.Tensor]:
+def read_state_dict(path: str) -> dict[str, torch.Tensor]:
+    """The weights in a .safetensors or .pth file, on the CPU; InputError if they cannot be read. It runs no code."""
     if not Path(path).is_file():
         raise InputError(f"--weights {path}: no such file. Use 'imagenet', 'none' or a .safetensors or .pth file.")
     try:

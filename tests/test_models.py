@@ -169,14 +169,6 @@ def test_an_invalid_setting_is_named_with_its_value(script, options, words):
 # Pretrained weights --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hub_folder(tmp_path, monkeypatch):
-    """An empty folder in which torch.hub stores its files."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    return tmp_path / "hub" / "checkpoints"
-
-
 @pytest.mark.parametrize(
     ("script", "name", "head"),
     [

@@ -150,6 +150,22 @@ def test_a_wrong_command_line_is_explained(line, words, capsys):
     assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
+def test_a_script_of_ones_own(tmp_path, monkeypatch, capsys):
+    """Any train_*.py beside study.py that has a Config."""
+    shutil.copy(ROOT / "train_custom_cnn.py", tmp_path / "train_mine.py")
+    (tmp_path / "train_empty.py").write_text("Config = int\n")
+    monkeypatch.setattr(study, "__file__", str(tmp_path / "study.py"))
+    monkeypatch.syspath_prepend(tmp_path)
+    line = f"--variants crop --hidden 9 --seeds 1 --config-file {ROOT / 'accelerate_config.yaml'} --models"
+    (job,) = study.jobs_of(*study.read_options([*line.split(), "mine"]))
+    assert (job.script, job.folder.name, job.config.hidden) == ("train_mine", "train_mine-crop-s0", 9)
+    with pytest.raises(InputError, match="train_empty.py has no class Config"):
+        study.jobs_of(*study.read_options([*line.split(), "mine", "empty"]))
+    with pytest.raises(SystemExit):
+        study.read_options([*line.split(), "resnet"])
+    assert "there is no train_resnet.py, but scripts for empty, mine" in capsys.readouterr().err
+
+
 # A short study -------------------------------------------------------------------------------------------------------
 
 SHORT = f"{GRID} --limit 32 --image-size 32 --epochs 1"
