@@ -67,6 +67,8 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     options = {"img_size": config.image_size} if depends_on_size else {}
     check_image_size(config, options)
     model = timm_model(config.model, config.weights, **options)
+    if not hasattr(model, "reset_classifier"):
+        raise InputError(f"--model {config.model} is an encoder without a classifier: choose another model.")
     model.reset_classifier(num_classes)
     head = model.get_classifier()
     if isinstance(head, nn.Linear):  # some models have several heads, or heads of several layers

