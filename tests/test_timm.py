@@ -17,7 +17,9 @@ import common.train
 import compare
 import export
 import predict
+import train_custom_cnn
 import train_timm
+from common.compare.grid import Job
 from common.config import InputError, parse
 from tests.helpers import ROOT, read_json, read_predictions, results
 
@@ -126,6 +128,18 @@ def test_heads_of_any_kind(name):
     loss = nn.functional.cross_entropy(model.eval()(torch.randn(4, 3, 64, 64)), torch.arange(4))
     loss.backward()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters()), "the head can learn"
+
+
+def test_a_study_decodes_the_padding_of_each_normalisation():
+    """The runs of a study share pixels only if these are the same."""
+
+    def data_key(script, line):
+        argv = tuple(f"--image-size 64 --crop {line}".split())
+        return Job(script.__name__, "crop", argv, parse(script.Config, argv)).data_key
+
+    half, imagenet = "--model test_vit", "--model test_byobnet"
+    assert data_key(train_timm, imagenet) == data_key(train_custom_cnn, "") != data_key(train_timm, half)
+    assert data_key(train_timm, f"{half} --fit squash") == data_key(train_custom_cnn, "--fit squash")
 
 
 # Weights -------------------------------------------------------------------------------------------------------------
