@@ -30,6 +30,7 @@ RUNS = {
     **{f"vit-{name}": f"{VIT} {SHORT} {flags}" for name, flags in VARIANTS.items()},
     **{f"resnet-{name}": f"{RESNET} {SHORT} {flags}" for name, flags in VARIANTS.items()},
     "vit_b": f"train_vit.py --weights none --image-size 32 {SHORT} --crop",
+    "timm-strong": f"train_timm.py --weights none --image-size 32 --model test_vit {SHORT} --crop --augment strong",
     "cnn-crop-s1": f"{CNN} {SHORT} --crop --seed 1",
     "cnn-strong-s1": f"{CNN} {SHORT} --crop --augment strong --seed 1",
     "cnn-hidden": f"{CNN} {SHORT} --hidden 16 --crop --margin 0.2 --fit squash --label-smoothing 0.1 --clip-norm 0",
