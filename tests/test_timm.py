@@ -189,7 +189,7 @@ def test_weights_of_another_image_size(hub_cache, tmp_path):
 @pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_resnet"])
 def test_weights_of_a_file(name, tmp_path):
     path = tmp_path / "weights.pth"
-    given = timm.create_model(name, num_classes=7).state_dict()
+    given = {key: value + 1 for key, value in timm.create_model(name, num_classes=7).state_dict().items()}
     torch.save(given, path)
     model = build(name, weights=str(path))
     head = f"{timm.get_pretrained_cfg(name).classifier}."
