@@ -57,7 +57,7 @@ def main(argv=None):
     script = script_path(path) if options.to == "onnx" else None
     pixels, on_val = verification_images(finished, options.data, options.cache)
     checked = f"{sum(map(len, pixels))} {'val rows' if on_val else 'noise images'}"
-    model = RawModel(finished.model()).eval()
+    model = RawModel(finished.model(), finished.config.normalization).eval()
     with atomic_path(path) as partial, without_fused_attention():
         example = torch.zeros(2, *pixels[0].shape[1:], dtype=torch.uint8)  # N = 1 would be exported as a constant
         with torch.no_grad():

@@ -4,6 +4,7 @@ python study.py --data sample                     # four models, four variants, 
 python study.py --data sample --recipe lab        # the ten experiments of the lab study
 python study.py --data sample --folds 5           # cross-validation over the products of train and val
 python study.py --data sample --plan              # the time it will take, and the differences that it can find
+python study.py --data sample --models timm mine  # train_timm.py, and a script of your own, train_mine.py
 python compare.py runs/study                      # analyse the results
 
 With --folds, each seed has its own partition of the products into folds, the same for all models and variants.
@@ -14,6 +15,7 @@ continue an interrupted study, run the same command again: finished runs are kep
 
 import argparse
 import importlib
+import re
 import shlex
 import signal
 import subprocess
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING
 import psutil
 from tqdm import tqdm
 
-from common.config import KNOWN_DATA, VARIANTS, InputError, Interrupted, printable, run
+from common.config import KNOWN_DATA, VARIANTS, InputError, Interrupted, TrainConfig, printable, run
 from common.files import check_output, locked_folder
 
 if TYPE_CHECKING:
@@ -43,7 +45,13 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="models to train (default: all)")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=MODELS,
+        metavar="NAME",
+        help=f"scripts to run, where NAME stands for train_NAME.py (default: {' '.join(MODELS)})",
+    )
     parser.add_argument(
         "--variants",
         nargs="+",
@@ -78,6 +86,10 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
     for flag in (words[0].split("=")[0] for words in script_options):
         if flag in RESERVED:
             parser.error(f"{flag} is set by the study: use --models, --variants, --seeds, --folds and --out instead")
+    scripts = sorted(path.stem.removeprefix("train_") for path in Path(__file__).parent.glob("train_*.py"))
+    for name in options.models:
+        if name not in scripts or not re.fullmatch(r"\w+", name, re.ASCII):
+            parser.error(f"--models {name}: there is no train_{name}.py, but scripts for {', '.join(scripts)}")
     if not Path(options.config_file).is_file():
         parser.error(f"--config-file {options.config_file}: no such file")
     if options.seeds < 1:
@@ -122,15 +134,24 @@ def execute(job: "Job", config_file: str) -> bool:
     return child.returncode == 0
 
 
+def config_class(script: str) -> type[TrainConfig]:
+    """The Config of a training script; InputError if it has none."""
+    found = getattr(importlib.import_module(script), "Config", None)
+    if not (isinstance(found, type) and issubclass(found, TrainConfig)):
+        raise InputError(f"{script}.py has no class Config that extends TrainConfig: see train_resnet.py.")
+    return found
+
+
 def jobs_of(options: argparse.Namespace, script_options: list[list[str]]) -> "list[Job]":
     """The runs of the study that the options describe."""
     # Imported here because this takes seconds, and --help should be fast.
     from common.compare.grid import plan_jobs
 
     lab = options.recipe == "lab"
+    configs = {model: config_class(f"train_{model}") for model in options.models}
     experiments = [
-        (f"train_{model}", importlib.import_module(f"train_{model}").Config, variant)
-        for model in dict.fromkeys(options.models)
+        (f"train_{model}", configs[model], variant)
+        for model in configs
         for variant in dict.fromkeys(options.variants)
         if not lab or (variant in LAB_VARIANTS and (model, variant) not in NOT_IN_LAB)
     ]

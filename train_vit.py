@@ -8,7 +8,6 @@ import common.announce  # noqa: F401, prints a line before the slow imports belo
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torchvision
@@ -18,18 +17,18 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from common.config import InputError, TrainConfig, option, parse, run
 from common.data.dataset import load_splits
 from common.launch import start
-from common.pretrained import freeze, load_backbone, timm_model, torchvision_weights
+from common.pretrained import freeze, load_backbone, torchvision_weights
 from common.step import parameter_groups
 from common.train import train_model
 
-TORCHVISION_VITS = torchvision.models.list_models(module=torchvision.models, include="vit_*")
+VITS = torchvision.models.list_models(module=torchvision.models, include="vit_*")
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
     batch_size: int = 32
     lr: float = 3e-4
-    model: str = option("vit_b_16", "name of a torchvision ViT or of a plain timm ViT")
+    model: str = option("vit_b_16", "name of a torchvision ViT")
     weights: str = option("imagenet", "'imagenet', 'none' or a file with a state dict")
     freeze: str = option("none", "part of the model that is not trained", choices=("none", "backbone"))
     layer_decay: float = option(0.75, "learning rate of each block relative to the block above", minimum=0)
@@ -38,35 +37,25 @@ class Config(TrainConfig):
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
-    if config.model in TORCHVISION_VITS:
-        patch_size = int(config.model.split("_")[-1])
-        check_image_size(config, patch_size)
-        model: Any = torchvision.models.get_model(config.model, image_size=config.image_size)
-        state = torchvision_weights(config.model, config.weights)
-        if state is not None:
-            if "encoder.pos_embedding" in state:  # resized to this image size
-                state = interpolate_embeddings(config.image_size, patch_size, state)
-            load_backbone(model, state, source=config.weights, head="heads.")
-        model.heads = head = nn.Linear(model.hidden_dim, num_classes)
-    else:
-        model = timm_model(config.model, config.weights, img_size=config.image_size)
-        model.reset_classifier(num_classes)
-        head = model.get_classifier()
-        if not (hasattr(model, "blocks") and hasattr(model, "patch_embed") and isinstance(head, nn.Linear)):
-            raise InputError(
-                f"--model {config.model} is not a plain ViT with blocks, a patch embedding and a linear head."
-            )
-        check_image_size(config, model.patch_embed.patch_size[0])
-    nn.init.zeros_(head.weight)  # so that the first steps change mainly the head
-    nn.init.zeros_(head.bias)
-    if config.freeze == "backbone":
-        freeze(model, head)
-    return model
-
-
-def check_image_size(config: Config, patch_size: int) -> None:
+    if config.model not in VITS:
+        raise InputError(
+            f"--model {config.model} is not a torchvision ViT. Choose from {', '.join(VITS)}, or use train_timm.py."
+        )
+    patch_size = int(config.model.split("_")[-1])
     if config.image_size % patch_size:
         raise InputError(f"--image-size {config.image_size} is not a multiple of the patch size {patch_size}.")
+    model = torchvision.models.get_model(config.model, image_size=config.image_size)
+    state = torchvision_weights(config.model, config.weights)
+    if state is not None:
+        if "encoder.pos_embedding" in state:  # resized to this image size
+            state = interpolate_embeddings(config.image_size, patch_size, state)
+        load_backbone(model, state, source=config.weights, head="heads.")
+    model.heads = nn.Linear(model.hidden_dim, num_classes)
+    nn.init.zeros_(model.heads.weight)  # so that the first steps change mainly the head
+    nn.init.zeros_(model.heads.bias)
+    if config.freeze == "backbone":
+        freeze(model, model.heads)
+    return model
 
 
 def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -75,7 +64,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     The head has the learning rate `lr`, and each block `layer_decay` times that of the block above it; the patch
     embedding, class token and position embeddings have the lowest. Without pretrained weights, all layers have `lr`.
     """
-    pattern = re.compile(r"(?:encoder_layer_|blocks\.)(\d+)\.")
+    pattern = re.compile(r"encoder_layer_(\d+)\.")
     blocks = {int(match[1]) for name, _ in model.named_parameters() if (match := pattern.search(name))}
     decay = 1.0 if config.weights == "none" else config.layer_decay
 
@@ -83,7 +72,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         match = pattern.search(name)
         if match:
             return decay ** (len(blocks) - int(match[1]))
-        above = re.match(r"(encoder\.ln|heads|norm|fc_norm|attn_pool|head)\.", name)
+        above = name.startswith(("encoder.ln.", "heads."))
         return 1.0 if above else decay ** (len(blocks) + 1)
 
     return torch.optim.AdamW(parameter_groups(model, config.weight_decay, lr_scale), lr=config.lr, fused=True)

@@ -61,7 +61,7 @@ def main(folder: Path, side: int) -> None:
             crop, _ = crop_with(config, image, box)
             factors += [round(width / image.width)] if decoding == "reduced" else []
             pixels = torch.from_numpy(np.asarray(crop).transpose(2, 0, 1)[None].copy())
-            results.append(softmax(model(normalize(pixels)).double().numpy()[0]))
+            results.append(softmax(model(normalize(pixels, run.config.normalization)).double().numpy()[0]))
     reduced, full = (np.stack(results) for results in probabilities.values())
     change = abs(reduced - full).max(1)
     accuracies = [(p.argmax(1) == labels).mean() for p in (reduced, full)]

@@ -22,7 +22,6 @@ ROOT = Path(__file__).parent.parent
 CNN = "train_custom_cnn.py --image-size 32 --blocks 8k3p2,16s2-bn,16-bn-res"
 VIT = "train_custom_vit.py --image-size 32 --dim 32 --depth 2 --num-heads 4"
 RESNET = "train_resnet.py --weights none --image-size 32"
-TIMM_VIT = "train_vit.py --weights none --image-size 32 --model vit_tiny_patch16_224"
 VARIANTS = {"full": "", "crop": "--crop", "augment": "--crop --augment", "strong": "--crop --augment strong"}
 SHORT = "--data sample --limit 96 --epochs 3 --batch-size 16 --checkpoint-every 4"
 SHORT_LAB = "--data sample --limit 32 --recipe lab --epochs 1"
@@ -30,8 +29,8 @@ RUNS = {
     **{f"cnn-{name}": f"{CNN} {SHORT} {flags}" for name, flags in VARIANTS.items()},
     **{f"vit-{name}": f"{VIT} {SHORT} {flags}" for name, flags in VARIANTS.items()},
     **{f"resnet-{name}": f"{RESNET} {SHORT} {flags}" for name, flags in VARIANTS.items()},
-    **{f"timm_vit-{name}": f"{TIMM_VIT} {SHORT} {flags}" for name, flags in VARIANTS.items()},
     "vit_b": f"train_vit.py --weights none --image-size 32 {SHORT} --crop",
+    "timm-strong": f"train_timm.py --weights none --image-size 32 --model test_vit {SHORT} --crop --augment strong",
     "cnn-crop-s1": f"{CNN} {SHORT} --crop --seed 1",
     "cnn-strong-s1": f"{CNN} {SHORT} --crop --augment strong --seed 1",
     "cnn-hidden": f"{CNN} {SHORT} --hidden 16 --crop --margin 0.2 --fit squash --label-smoothing 0.1 --clip-norm 0",

@@ -35,7 +35,7 @@ import train_vit
 from benchmarks.naive import images_per_second
 from benchmarks.photos import make_data
 from benchmarks.timing import alternate, machine, other_process, print_rows, row, throughput
-from common.config import parse
+from common.config import IMAGENET, parse
 from common.data.dataset import load_splits, place_pixels
 from common.data.pixels import WORKERS, map_ahead, normalize
 from common.deploy.classify import classify, decode_crop
@@ -85,7 +85,7 @@ def training(args: Namespace, name: str) -> dict:
     plan = Plan(config, len(train))
     steps = (train_step(config, accelerator, model, optimizer, train, plan.rows(step), step) for step in count())
     pixels, _, labels = train.batch(plan.rows(0), accelerator.device)
-    images = normalize(pixels)
+    images = normalize(pixels, IMAGENET)
 
     def ceiling() -> None:
         accelerator.backward(F.cross_entropy(model(images), labels))
@@ -146,7 +146,7 @@ def predict(args: Namespace, name: str) -> dict:
 
     turns = {
         "decode": throughput(decode_all, len(inputs), args.seconds),
-        "model": throughput(lambda: model(normalize(pixels.to(device))).cpu(), EVAL_BATCH, args.seconds),
+        "model": throughput(lambda: model(normalize(pixels.to(device), IMAGENET)).cpu(), EVAL_BATCH, args.seconds),
         "both": throughput(lambda: classify(model, inputs, config, 12, device), len(inputs), args.seconds),
     }
     rates = alternate(turns, args.rounds)

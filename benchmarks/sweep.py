@@ -35,7 +35,7 @@ BASES = {
     "custom_cnn": "--epochs 40",
     "custom_vit": "--epochs 40",
     "resnet": "--epochs 40 --weights none --image-size 64",
-    "efficientnet": "--image-size 96",
+    "timm": "--model efficientnet_lite0 --image-size 96 --lr 1e-3",
 }
 TRIALS = [
     "--lr 3e-4",
@@ -50,7 +50,7 @@ TRIALS = [
 MODEL_TRIALS = {
     "custom_cnn": ["--blocks 32s2-bn,32-bn-res,64s2-bn-res,128s2-bn-res,256s2-bn-res", "--hidden 256"],
     "custom_vit": ["--stem patch", "--positions learned", "--pool class"],
-    "efficientnet": ["--backbone-lr 0.1", "--backbone-lr 0.3", "--epochs 30"],
+    "timm": ["--layer-decay 1", "--layer-decay 0.75", "--epochs 30"],
 }
 
 
@@ -89,7 +89,7 @@ def main(argv=None):
     data, root = args.out / "data" / re.sub(r"\W+", "-", args.data), args.out / args.model
     write_train_split(args.data, data)
     name = f"train_{args.model}"
-    script = importlib.import_module(f"benchmarks.{name}" if args.model == "efficientnet" else name)
+    script = importlib.import_module(name)
     trials, fingerprints = {}, []
     for trial in ["", *(args.trials or TRIALS + MODEL_TRIALS.get(args.model, []))]:
         options = " ".join([f"--data {data}", BASES[args.model], *base_options, trial])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.data.crop import PAD_COLOR
+from common.config import Normalization
 from common.data.pixels import normalize
 
 MAX_ANGLE = 15.0  # maximum rotation in degrees, in either direction
@@ -99,7 +99,9 @@ def draw_strong(n: int, rng: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
-def augment_strong(images: torch.Tensor, crop_sizes: torch.Tensor, draws: torch.Tensor, *, fit: str) -> torch.Tensor:
+def augment_strong(
+    images: torch.Tensor, crop_sizes: torch.Tensor, draws: torch.Tensor, *, fit: str, normalization: Normalization
+) -> torch.Tensor:
     """Changes the colour of each image, flips and rotates it, enlarges a window to full size, and erases a rectangle.
 
     Padding is transformed together with the crop.
@@ -111,10 +113,10 @@ def augment_strong(images: torch.Tensor, crop_sizes: torch.Tensor, draws: torch.
 
     Returns:
         (B, 3, S, S), the normalised model input. Erased pixels and pixels from outside the image are zero, which is the
-        ImageNet mean colour.
+        mean colour.
     """
     mirror, angle, x, y, half_width, half_height, brightness, contrast, saturation = draws[:, :9].T
-    images = normalize(change_color(images, brightness, contrast, saturation))
+    images = normalize(change_color(images, brightness, contrast, saturation), normalization)
     mirror, angle = 1 - 2 * mirror, torch.deg2rad(angle)  # mirror is 1 or -1
     aspect = crop_sizes[:, 0] / crop_sizes[:, 1] if fit == "squash" else torch.ones_like(angle)
     x_row = [mirror * angle.cos() * half_width, -mirror * angle.sin() / aspect * half_height, x]
@@ -158,22 +160,30 @@ def to_gray(images: torch.Tensor) -> torch.Tensor:
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-def augment(images: torch.Tensor, crop_sizes: torch.Tensor, draws: torch.Tensor | None, *, fit: str) -> torch.Tensor:
+def augment(
+    images: torch.Tensor,
+    crop_sizes: torch.Tensor,
+    draws: torch.Tensor | None,
+    *,
+    fit: str,
+    normalization: Normalization,
+) -> torch.Tensor:
     """Converts images to the normalised model input, with augmentation if there are `draws`.
 
     Args:
         images: (B, 3, S, S) in [0, 255], uint8 or float.
         crop_sizes, fit: as in `flip_and_rotate`.
         draws: None, or the result of `draw_lab` (B, 2) or `draw_strong` (B, 13).
+        normalization: that of the model.
 
     Returns:
         (B, 3, S, S) float32.
     """
     if draws is None:
-        return normalize(images)
+        return normalize(images, normalization)
     if draws.shape[1] > 2:
-        return augment_strong(images.float(), crop_sizes, draws, fit=fit)
-    return normalize(flip_and_rotate(images.float(), crop_sizes, draws, fit=fit))
+        return augment_strong(images.float(), crop_sizes, draws, fit=fit, normalization=normalization)
+    return normalize(flip_and_rotate(images.float(), crop_sizes, draws, fit=fit), normalization)
 
 
 def draw_mix(n: int, rng: np.random.Generator) -> tuple[np.ndarray, torch.Tensor]:
@@ -207,7 +217,12 @@ def mix(images: torch.Tensor, others: torch.Tensor, draws: torch.Tensor) -> tupl
 
 
 def replace_background(
-    images: torch.Tensor, masks: torch.Tensor, others: torch.Tensor, other_masks: torch.Tensor, kind: str
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    others: torch.Tensor,
+    other_masks: torch.Tensor,
+    kind: str,
+    mean_color: tuple[int, int, int],
 ) -> torch.Tensor:
     """Replaces the background of each image and keeps its product.
 
@@ -217,13 +232,14 @@ def replace_background(
         others: (B, 3, S, S), the images whose backgrounds are used by "swap". Their products are filled with the mean
             colour of their backgrounds.
         other_masks: (B, 1, S, S), the masks of `others`.
-        kind: "gray" (the ImageNet mean colour), "blur" or "swap".
+        kind: "gray", "blur" or "swap".
+        mean_color: the background of "gray", RGB in [0, 255].
 
     Returns:
         (B, 3, S, S) float in [0, 255].
     """
     if kind == "gray":
-        background = torch.tensor(PAD_COLOR, device=images.device, dtype=images.dtype).view(3, 1, 1)
+        background = torch.tensor(mean_color, device=images.device, dtype=images.dtype).view(3, 1, 1)
     elif kind == "blur":
         from torchvision.transforms.v2.functional import gaussian_blur  # slow to import
 

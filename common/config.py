@@ -60,6 +60,23 @@ def option(
 
 
 @dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation, of R, G and B in [0, 1], by which a model's input pixels are normalised."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def color(self) -> tuple[int, int, int]:
+        """The mean as an RGB colour in [0, 255], which is close to zero after normalisation."""
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return red, green, blue
+
+
+IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Data options: which rows are read, and how they are turned into square images."""
 
@@ -104,6 +121,14 @@ class DataConfig:
                 most = f" and at most {rule['maximum']}" if rule["maximum"] < math.inf else ""
                 limits = f"at least {rule['minimum']}{most}"
                 raise InputError(f"{flag} is {value}: it must be {limits}.")
+
+    @property
+    def normalization(self) -> Normalization:
+        """What the model's pixels are normalised with. A script whose weights were made with other values overrides it.
+
+        It is not an option: the weights determine it.
+        """
+        return IMAGENET
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.config import InputError, TrainConfig, flag_of
+from common.config import InputError, Normalization, TrainConfig, flag_of
 from common.data.dataset import ClassificationDataset
+from common.data.pixels import scale_and_shift
 from common.finished_run import read_run
 from common.run_folder import data_fingerprint
 
@@ -15,10 +16,26 @@ TEMPERATURE = 2.0  # divides the logits of teacher and student
 TEACHER_WEIGHT = 0.5  # weight of the teacher term in the loss; the label term has the remaining weight
 
 
+class Renormalized(nn.Module):
+    """`model`, normalised with `own`, for images (B, 3, S, S) that are normalised with `given`."""
+
+    def __init__(self, model: nn.Module, own: Normalization, given: Normalization):
+        super().__init__()
+        (own_scale, own_shift), (scale, shift) = (scale_and_shift(n, torch.device("cpu")) for n in (own, given))
+        self.model = model
+        self.scale = nn.Buffer(own_scale / scale)
+        self.shift = nn.Buffer(own_shift - shift * own_scale / scale)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images * self.scale + self.shift)
+
+
 def load_teacher(
     config: TrainConfig, train: ClassificationDataset, val: ClassificationDataset, device: torch.device
 ) -> nn.Module | None:
     """The model in the run folder `config.teacher`, frozen, in evaluation mode; None without `--teacher`.
+
+    Its input is normalised as the student's: if its own normalisation is another, the images are converted.
 
     Raises:
         InputError: the folder has no finished run, or a run on different crops, data or splits, whose train rows may
@@ -37,7 +54,10 @@ def load_teacher(
         raise InputError(
             f"--teacher {config.teacher} was trained with different {', '.join(differ)}: use the same settings."
         )
-    return run.model().requires_grad_(False).to(device)
+    model = run.model()
+    if run.config.normalization != config.normalization:
+        model = Renormalized(model, run.config.normalization, config.normalization).eval()
+    return model.requires_grad_(False).to(device)
 
 
 def distilled(loss: torch.Tensor, logits: torch.Tensor, images: torch.Tensor, teacher: nn.Module) -> torch.Tensor:

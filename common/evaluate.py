@@ -36,6 +36,6 @@ def evaluate(model: nn.Module, split: ClassificationDataset, accelerator: Accele
     own = np.arange(len(split))[accelerator.process_index :: accelerator.num_processes]
     for rows in np.array_split(own, math.ceil(len(own) / EVAL_BATCH)) if len(own) else ():
         images, crop_sizes, _ = split.batch(rows, accelerator.device)
-        outputs = model(augment(images, crop_sizes, None, fit=fit)).float()
+        outputs = model(augment(images, crop_sizes, None, fit=fit, normalization=split.normalization)).float()
         logits[to_device(torch.from_numpy(rows), logits.device)] = outputs
     return accelerator.reduce(logits, "sum").cpu().numpy()

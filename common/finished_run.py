@@ -32,7 +32,7 @@ from common.data.splits import parse_split
 from common.files import csv_text, open_regular
 from common.metrics import scores_of_predictions
 from common.provenance import REFERENCE, changed_files, code_hashes, code_key, reference_problem
-from common.run_folder import IDS, PREDICTED, RunInfo, data_fingerprint, package_versions
+from common.run_folder import IDS, PREDICTED, RunInfo, data_fingerprint, normalization_fields, package_versions
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,16 @@ class FinishedRun:
         options = dict(self.info.config)
         options |= {"weights": "none"} if "weights" in options else {}
         try:
-            return self._module().Config(**options)
+            config = self._module().Config(**options)
         except TypeError as error:
             raise InputError(f"{self.folder} was written by another version of {self.script.name}: {error}") from error
+        today = normalization_fields(config.normalization)
+        if self.info.normalization != today:
+            raise InputError(
+                f"the model in {self.folder} was trained on pixels normalised with {self.info.normalization}, but "
+                f"{self.script.name} normalises with {today} today. {self._cause()}"
+            )
+        return config
 
     def model(self) -> nn.Module:
         """The trained model, on the CPU, in evaluation mode.

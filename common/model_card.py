@@ -62,7 +62,7 @@ def model_card(
             "## Data and preprocessing",
             "",
             f"{data}; fingerprint `{run['data_fingerprint'][:16]}`.",
-            _preprocessing(config),
+            _preprocessing(config, run["normalization"]),
             "",
             "## Results on val",
             "",
@@ -126,7 +126,7 @@ def _header(run: dict, scores: dict, name: str) -> str:
     return card_data.to_yaml().rstrip()
 
 
-def _preprocessing(config: dict) -> str:
+def _preprocessing(config: dict, normalization: dict[str, list[float]]) -> str:
     """Sentences about the model input and the training data."""
     crop = ""
     if config["crop"]:
@@ -141,8 +141,10 @@ def _preprocessing(config: dict) -> str:
         training.append(f"a different background in half of the images ({config['background']})")
     if config["teacher"]:
         training.append(f"knowledge distillation from {markdown_text(config['teacher'])}")
+    mean, std = (" / ".join(f"{value:g}" for value in normalization[name]) for name in ("mean", "std"))
     return (
-        f"Each image is {crop}{fit} to {size}, and normalised with the ImageNet mean and standard deviation. "
+        f"Each image is {crop}{fit} to {size}, and normalised with the mean {mean} and the standard deviation {std} of "
+        "R, G and B. "
         f"In training: {', '.join(training)}."
     )
 

@@ -1,6 +1,7 @@
 """Pretrained weights, from torchvision, timm or a file, and freezing of the backbone."""
 
 import os
+import sys
 import urllib.error
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,9 +33,8 @@ def torchvision_weights(name: str, weights: str) -> dict[str, torch.Tensor] | No
     if weights == "none":
         return None
     if weights != "imagenet":
-        return _read_state_dict(weights)
-    entry = torchvision.models.get_model_weights(name).DEFAULT
-    file = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(entry.url))
+        return read_state_dict(weights)
+    entry, file = torchvision.models.get_model_weights(name).DEFAULT, weights_file(name)
     if not file.exists() and not reachable(entry.url):
         raise InputError(_unavailable(f"{name} ({file.name})"))
     try:
@@ -43,42 +43,49 @@ def torchvision_weights(name: str, weights: str) -> dict[str, torch.Tensor] | No
         raise InputError(_unavailable(f"{name} ({file.name}): {error}")) from error
 
 
-def timm_model(name: str, weights: str, **kwargs) -> Any:
-    """Creates the timm model `name` without a classification head.
+def weights_file(name: str) -> Path:
+    """Where torch.hub stores the ImageNet weights of the torchvision model `name`, whether or not they are there."""
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    return Path(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+
+
+def timm_model(name: str, weights: str, **kwargs: Any) -> Any:
+    """Creates the timm model `name` without a classifier.
 
     Args:
-        name: a timm model, such as "vit_tiny_patch16_224".
-        weights: "imagenet" for timm's pretrained weights, "none", or a .safetensors or .pth file.
-        kwargs: further arguments of `timm.create_model`.
+        name: a timm model, such as "convnext_tiny" or "convnext_tiny.fb_in22k".
+        weights: "imagenet" for the pretrained weights of timm, "none", or a .safetensors or .pth file.
+        kwargs: further arguments of `timm.create_model`. Position embeddings are resized if they include `img_size`.
 
     Raises:
-        InputError: timm has no such model or cannot build it with `kwargs`, or the weights are not available or do not
-            fit.
+        InputError: the weights do not exist, are neither cached nor downloadable, cannot be read or do not fit.
     """
     import timm  # slow to import, and most runs use torchvision models
 
-    if not timm.is_model(name):
-        raise InputError(f"--model {name} is neither a torchvision ViT nor a timm model. Use vit_b_16, for example.")
     with hub_or_cache() if weights == "imagenet" else nullcontext():
         try:
             model = timm.create_model(name, pretrained=weights == "imagenet", num_classes=0, **kwargs)
         except (OSError, HfHubHTTPError) as error:
             raise InputError(_unavailable(name)) from error
-        except (AssertionError, RuntimeError, TypeError) as error:
-            raise InputError(f"timm cannot build {name} with {kwargs}: {error}") from error
+        except RuntimeError as error:
+            raise InputError(f"--model {name} with --weights {weights}: {error}") from error
     if weights not in ("imagenet", "none"):
-        load_backbone(model, _read_state_dict(weights), source=weights)
+        state = read_state_dict(weights)
+        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # timm's own, if needed
+        load_backbone(model, convert(state, model) if convert else state, source=weights, head=())
     return model
 
 
-def load_backbone(model: nn.Module, state: dict[str, torch.Tensor], *, source: str, head: str = "head.") -> None:
+def load_backbone(
+    model: nn.Module, state: dict[str, torch.Tensor], *, source: str, head: str | tuple[str, ...]
+) -> None:
     """Loads the backbone weights in `state` into `model`. The head keeps its own weights.
 
     Args:
         model: changed in place.
         state: a state dict; entries that the backbone does not have are ignored.
         source: where `state` comes from, for error messages.
-        head: prefix of the parameter names of the head.
+        head: prefix, or prefixes, of the parameter names of the head; () for a model without a head.
 
     Raises:
         InputError: a backbone weight is missing from `state` or has a different shape.
@@ -100,7 +107,8 @@ def freeze(model: nn.Module, head: nn.Module) -> None:
     head.requires_grad_(True)
 
 
-def _read_state_dict(path: str) -> dict[str, torch.Tensor]:
+def read_state_dict(path: str) -> dict[str, torch.Tensor]:
+    """The weights in a .safetensors or .pth file, on the CPU; InputError if they cannot be read. It runs no code."""
     if not Path(path).is_file():
         raise InputError(f"--weights {path}: no such file. Use 'imagenet', 'none' or a .safetensors or .pth file.")
     try:

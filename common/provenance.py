@@ -162,6 +162,7 @@ def _logits(config: DataConfig, model: nn.Module, images: torch.Tensor) -> torch
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        return model.cpu().eval()(augment(images, torch.ones(len(images), 2), None, fit=config.fit)).float()
+        inputs = augment(images, torch.ones(len(images), 2), None, fit=config.fit, normalization=config.normalization)
+        return model.cpu().eval()(inputs).float()
     finally:
         torch.set_float32_matmul_precision(before)

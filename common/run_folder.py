@@ -42,7 +42,17 @@ from torchinfo import summary
 from tqdm import tqdm
 
 from common import provenance
-from common.config import ID_COLUMNS, KNOWN_DATA, InputError, TrainConfig, differences, identity, printable
+from common.config import (
+    ID_COLUMNS,
+    IMAGENET,
+    KNOWN_DATA,
+    InputError,
+    Normalization,
+    TrainConfig,
+    differences,
+    identity,
+    printable,
+)
 from common.data.audit import audit, describe, findings
 from common.data.dataset import ClassificationDataset
 from common.figures import confusion, curves, mistakes, save_figure
@@ -55,6 +65,11 @@ from common.stats import format_score
 PACKAGES = ("torch", "torchvision", "accelerate", "scikit-learn", "timm", "numpy", "pillow", "pyarrow")
 IDS = [*ID_COLUMNS, "label"]  # columns of predictions.csv that are the same for every model
 PREDICTED = ["prediction", "probability", "loss"]  # columns that differ between models
+
+
+def normalization_fields(normalization: Normalization) -> dict[str, list[float]]:
+    """A normalisation as it is written in run.json."""
+    return {name: list(value) for name, value in asdict(normalization).items()}
 
 
 @dataclass
@@ -74,6 +89,7 @@ class RunInfo:
     code: dict[str, str] = field(default_factory=dict)  # see `common.provenance.code_hashes`
     resumed: list[dict[str, Any]] = field(default_factory=list)  # step, command and commit of each continuation
     files: dict[str, str] = field(default_factory=dict)  # sha256 of weights and predictions, once it is finished
+    normalization: dict[str, list[float]] = field(default_factory=lambda: normalization_fields(IMAGENET))
     device: str = ""
     processes: int = 1
     mixed_precision: str = "no"
@@ -180,6 +196,8 @@ def run_identity(
     if config.teacher:  # its weights, wherever they are stored; `load_teacher` has compared them with this hash
         teacher = json.loads(Path(config.teacher, "run.json").read_text(encoding="utf-8"))
         result["teacher"] = teacher["files"]["model.safetensors"]
+    if config.normalization != IMAGENET:  # a package determines it, and another version may do so differently
+        result["normalization"] = normalization_fields(config.normalization)
     if train.masks is not None:
         result["masks"] = hashlib.sha256(train.masks.data).hexdigest()
     return result
@@ -211,6 +229,7 @@ def describe_run(
         versions=package_versions(),
         commit=commit or None,
         code=code_hashes(script_file(config)),
+        normalization=normalization_fields(config.normalization),
         device=torch.cuda.get_device_name() if gpu else f"{accelerator.device}, {torch.get_num_threads()} threads",
         processes=accelerator.num_processes,
         mixed_precision=accelerator.mixed_precision,

@@ -124,7 +124,7 @@ def make_batch(
     if draws.scene is not None:
         images = replace_backgrounds(images.float(), train, rows, needed, draws, config.background)
     augmentation = None if draws.augment is None else to_device(draws.augment[needed], device)
-    images = augment(images, crop_sizes, augmentation, fit=config.fit)
+    images = augment(images, crop_sizes, augmentation, fit=config.fit, normalization=train.normalization)
     if draws.partner is None or draws.mix is None:
         return images, labels
     own, partner = (
@@ -145,4 +145,5 @@ def replace_backgrounds(
     others = train.batch(scenes, device)[0].float()
     masks, other_masks = (to_device(torch.from_numpy(train.masks[r]), device) / 255 for r in (rows[needed], scenes))
     replaced = to_device(draws.replaced[needed], device).view(-1, 1, 1, 1)
-    return torch.where(replaced, replace_background(images, masks, others, other_masks, kind), images)
+    mean_color = train.normalization.color
+    return torch.where(replaced, replace_background(images, masks, others, other_masks, kind, mean_color), images)

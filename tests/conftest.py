@@ -45,6 +45,20 @@ def cache(shared):
     return str(shared / "cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_pretrained_weights(shared):
+    """Weights that this machine has downloaded must not change what the tests see."""
+    os.environ["TORCH_HOME"] = str(shared / "torch")
+
+
+@pytest.fixture
+def hub_folder(tmp_path, monkeypatch):
+    """An empty folder in which torch.hub stores its files."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
 @pytest.fixture
 def load(cache):
     """`load_splits` on small crops, in the cache of the test run."""

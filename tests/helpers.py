@@ -24,6 +24,8 @@ import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.models import VisionTransformer
+from torchvision.models._api import register_model
 
 import common.train
 from common.config import TrainConfig, parse, run
@@ -31,13 +33,23 @@ from common.data.dataset import ClassificationDataset
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
-SCRIPTS = ["train_resnet", "train_vit", "train_custom_cnn", "train_custom_vit"]
+SCRIPTS = ["train_resnet", "train_vit", "train_custom_cnn", "train_custom_vit", "train_timm"]
 SMALL = {
     "train_resnet": "--weights none --image-size 32",
-    "train_vit": "--weights none --image-size 32 --model vit_tiny_patch16_224",
+    "train_vit": "--weights none --image-size 32 --model vit_t_16",
     "train_custom_cnn": "--image-size 32 --blocks 8k3p2,16k3p2 --hidden 32",
     "train_custom_vit": "--image-size 32 --dim 32 --depth 2 --num-heads 4 --patch-size 8 --stem patch",
+    "train_timm": "--weights none --image-size 32 --model test_vit",
 }
+
+
+def vit_t_16(**options: Any) -> VisionTransformer:
+    """A ViT-Ti/16 (Touvron et al., 2021): the smallest of torchvision has 86 million parameters."""
+    return VisionTransformer(patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768, **options)
+
+
+vit_t_16.__module__ = VisionTransformer.__module__  # as for torchvision's own, which train_vit.py looks for
+register_model()(vit_t_16)
 
 
 # Runs in this process ------------------------------------------------------------------------------------------------
@@ -137,7 +149,7 @@ def launch(command: list[str], **env: str) -> subprocess.CompletedProcess:
 
 
 _server = multiprocessing.get_context("forkserver")  # imports torch once, which saves each process some seconds
-_server.set_forkserver_preload([*SCRIPTS, "tests.helpers"])
+_server.set_forkserver_preload(["tests.helpers", *SCRIPTS])  # first, as it registers a model
 
 
 def fork(function: Callable, *args: object, output: Path | None = None, world: int = 1) -> list[BaseProcess]:

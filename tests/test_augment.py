@@ -6,8 +6,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from common.augment import augment, augment_strong, change_color, draw_lab, draw_strong, flip_and_rotate
+from common.config import IMAGENET, Normalization
 from common.data.crop import crop_image
-from common.data.pixels import MEAN, STD, normalize
+from common.data.pixels import normalize
 
 
 def smooth(width, height, seed):
@@ -102,17 +103,21 @@ def test_strong_geometry_matches_pillow(aspect, fit):
         [[f, a, x, y, half_x, half_y, 1, 1, 1, 0, 0, 0, 0] for f, a in zip(FLIPS, ANGLES, strict=True)]
     )
     images = as_batch([crop_image(crop, size=size, fit=fit)[0] for crop in crops])
-    ours = augment(images, torch.tensor([aspect] * len(crops)), draws, fit=fit)
-    difference = (ours - normalize(as_batch(expected))).abs()[:, :, 12:-12, 12:-12] * 255 * 0.225
+    ours = augment(images, torch.tensor([aspect] * len(crops)), draws, fit=fit, normalization=IMAGENET)
+    difference = (ours - normalize(as_batch(expected), IMAGENET)).abs()[:, :, 12:-12, 12:-12] * 255 * 0.225
     assert difference.mean() < 2, "grey levels of 255"
     assert (difference > 12).float().mean() < 0.02
 
 
 def test_draws_that_change_nothing():
     still = augment_strong(
-        torch.full((1, 3, 8, 8), 90.0), torch.ones(1, 2), torch.tensor([STILL]).float(), fit="squash"
+        torch.full((1, 3, 8, 8), 90.0),
+        torch.ones(1, 2),
+        torch.tensor([STILL]).float(),
+        fit="squash",
+        normalization=IMAGENET,
     )
-    torch.testing.assert_close(still, normalize(torch.full((1, 3, 8, 8), 90.0)))
+    torch.testing.assert_close(still, normalize(torch.full((1, 3, 8, 8), 90.0), IMAGENET))
 
 
 def test_strong_draws_are_within_their_ranges():
@@ -137,14 +142,19 @@ def test_three_in_ten_images_have_an_erased_rectangle():
 
 def test_an_erased_rectangle_is_of_the_mean_colour():
     draws = torch.tensor([STILL, [*STILL[:9], 0.5, -0.5, 0.5, 0.5]]).float()
-    whole, erased = augment_strong(torch.full((2, 3, 8, 8), 255.0), torch.ones(2, 2), draws, fit="squash")
+    white = torch.full((2, 3, 8, 8), 255.0)
+    whole, erased = augment_strong(white, torch.ones(2, 2), draws, fit="squash", normalization=IMAGENET)
     assert (erased[:, :4, 4:] == 0).all() and (erased == 0).float().mean() == 0.25
     assert torch.equal(erased[:, 4:], whole[:, 4:]) and (whole != 0).all()
 
 
-def test_normalize_is_that_of_imagenet():
+@pytest.mark.parametrize("normalization", [IMAGENET, Normalization((0.5, 0.4, 0.3), (0.5, 0.25, 1.0))])
+def test_normalize_subtracts_the_mean_and_divides_by_the_deviation(normalization):
     images = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
-    expected = [(1 - mean) / std for mean, std in zip(MEAN, STD, strict=True)]
-    torch.testing.assert_close(normalize(images)[0, :, 0, 0], torch.tensor(expected))
-    assert torch.equal(augment(images, torch.ones(1, 2), None, fit="squash"), normalize(images))
-    assert torch.equal(normalize(images.float()), normalize(images))
+    expected = [(1 - mean) / std for mean, std in zip(normalization.mean, normalization.std, strict=True)]
+    result = normalize(images, normalization)
+    torch.testing.assert_close(result[0, :, 0, 0], torch.tensor(expected))
+    assert torch.equal(normalize(images.float(), normalization), result)
+    for draws in (None, torch.zeros(1, 2), torch.tensor([STILL]).float()):
+        augmented = augment(images, torch.ones(1, 2), draws, fit="squash", normalization=normalization)
+        torch.testing.assert_close(augmented, result)

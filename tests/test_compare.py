@@ -8,18 +8,22 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from matplotlib.figure import Figure
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 
 import compare
 import predict
 import train_custom_cnn
 import train_custom_vit
+from common.compare import baselines as baselines_module
 from common.compare import figures as compare_figures
 from common.compare.baselines import describe_pixels, find_baselines
 from common.compare.experiments import Experiment, comparable, group_runs
@@ -42,8 +46,9 @@ from common.compare.summary import (
     per_class,
     seed_and_leakage_notes,
 )
-from common.config import InputError, parse
+from common.config import IMAGENET, InputError, parse
 from common.data.crop import PAD_COLOR
+from common.data.pixels import normalize
 from common.data.splits import connected_groups
 from common.figures import confusion_counts, confusion_side, draw_confusion, save_figure
 from common.finished_run import find_runs, read_run
@@ -897,6 +902,79 @@ def test_the_majority_class_is_that_of_each_train_split(folds, write_folds):
 def test_baselines_match_the_variants_of_the_runs(finished_run):
     baselines, notes = find_baselines(experiments_of(finished_run("train_custom_cnn")))
     assert [b.name for b in baselines] == ["majority class", "nearest neighbour crop"] and notes == []
+
+
+@pytest.fixture
+def resnet(hub_folder):
+    """A ResNet-18 whose weights are in the cache as those of ImageNet, without its last layer."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18()
+    torch.save(model.state_dict(), hub_folder / "resnet18-f37072fd.pth")
+    model.fc = torch.nn.Identity()
+    return model.eval()
+
+
+def test_frozen_features_are_baselines_if_the_weights_are_in_the_cache(finished_run, resnet, cache):
+    run = finished_run("train_custom_cnn")
+    baselines, notes = find_baselines(experiments_of(run), cache=cache)
+    names = ["majority class", "nearest neighbour crop", "nearest neighbour (resnet18) crop"]
+    assert [b.name for b in baselines] == [*names, "linear probe (resnet18) crop"] and notes == []
+    train, val = read_run(run).splits(cache=cache)
+    with torch.no_grad():
+        features = [
+            resnet(normalize(torch.from_numpy(split.pixels[split.index]), IMAGENET)).double().numpy()
+            for split in (train, val)
+        ]
+    unit_train, unit_val = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in features)
+    nearest = train.labels.numpy()[(unit_val @ unit_train.T).argmax(1)]
+
+    def agreement(baseline, predicted):
+        """The share of val rows for which a baseline predicts the same, apart from rounding."""
+        expected = dict(zip(val.ids()["image_id"], np.array(val.classes)[predicted], strict=True))
+        ids = baseline.experiment.ids["image_id"]
+        return (baseline.predictions[0] == [expected[image_id] for image_id in ids]).mean()
+
+    assert agreement(baselines[2], nearest) > 0.98
+    deviation = features[0].std(0)
+    scaled = [(f - features[0].mean(0)) / np.where(deviation > 0, deviation, 1) for f in features]
+    probe = LogisticRegression(C=0.01, max_iter=1000).fit(scaled[0], train.labels)
+    assert agreement(baselines[3], probe.predict(scaled[1])) > 0.98
+    assert baselines[3].estimates["accuracy"].value > 0.3, "better than chance even with random weights"
+
+
+def test_damaged_weights_are_a_note(finished_run, hub_folder, cache, monkeypatch):
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("downloads"))
+    (hub_folder / "resnet18-f37072fd.pth").write_bytes(b"half a file")
+    baselines, notes = find_baselines(experiments_of(finished_run("train_custom_cnn")), cache=cache)
+    assert [b.name for b in baselines] == ["majority class", "nearest neighbour crop"]
+    (note,) = notes
+    assert "ImageNet features" in note and "resnet18-f37072fd.pth cannot be read" in note
+
+
+def test_features_are_computed_once_for_all_folds_and_from_the_largest_images(resnet, load, monkeypatch):
+    images = []
+    resnet.register_forward_hook(lambda model, inputs, outputs: images.append(len(outputs)))
+    features = baselines_module.Features(resnet)
+    for fold in ("1/2", "2/2"):
+        for split in load(split_by=f"product_id:{fold}", limit=40):
+            assert features.of(split).shape == (len(split), 512)
+    assert sum(images) == 80
+    chosen = []
+
+    def record(classifiers, view, experiment, **_):
+        chosen.append((list(classifiers), experiment))
+        return []
+
+    def experiment(image_size):
+        run = SimpleNamespace(info=SimpleNamespace(config={"image_size": image_size}))
+        return SimpleNamespace(variant="crop", runs=[run])
+
+    monkeypatch.setattr(baselines_module, "image_baselines", record)
+    monkeypatch.setattr(baselines_module, "majority", lambda experiment: None)
+    monkeypatch.setattr(baselines_module, "ScoredExperiment", lambda experiment: experiment)
+    small, large = experiment(64), experiment(224)
+    find_baselines([small, large])
+    assert chosen[0] == (["nearest neighbour"], small) and chosen[1][1] is large, "as without the weights"
 
 
 # Real runs -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from PIL import Image
 
 import common.data.dataset
 import common.data.pixels
-from common.config import ID_COLUMNS, DataConfig, InputError, identity
+from common.config import ID_COLUMNS, IMAGENET, DataConfig, InputError, identity
 from common.data.audit import audit, describe, findings
 from common.data.dataset import ClassificationDataset, load_splits
 from common.data.hub import reachable
@@ -61,7 +61,7 @@ def test_a_batch_is_pixels_crop_sizes_and_labels(load):
     train, _ = load()
     images, crop_sizes, labels = train.batch(np.array([3, 5]), CPU)
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8
-    assert torch.equal(normalize(images)[0], train[3][0]) and labels[0] == train[3][1]
+    assert torch.equal(normalize(images, IMAGENET)[0], train[3][0]) and labels[0] == train[3][1]
     assert crop_sizes[0].tolist() == [float(v) for v in train.rows["bbox"][3][2:]]
 
 

@@ -52,7 +52,7 @@ def shortened(command: str) -> str:
         folds = " --folds 2" if "--folds" in command else ""
         return f"{command} {SHORT.get(name, '')}{folds}".strip()
     more = "" if "--data" in command else " --data sample"
-    more += " --weights none" if name in ("train_resnet.py", "train_vit.py") else ""
+    more += " --weights none" if name in ("train_resnet.py", "train_vit.py", "train_timm.py") else ""
     return f"{command} {TRAINING}{more} --out runs/{name}-{abs(hash(command))}"
 
 
@@ -69,7 +69,7 @@ def test_options_of_training_commands_exist(block):
 def test_option_names_in_the_text_exist():
     """Each `--option` in the documents is an option of some script; results.md also quotes commands of old commits."""
     known = {"--help", "--slow", "--check"}
-    for script in ("train_resnet", "train_vit", "train_custom_cnn", "train_custom_vit", "audit"):
+    for script in ("train_resnet", "train_vit", "train_timm", "train_custom_cnn", "train_custom_vit", "audit"):
         known |= {flag_of(name) for name in importlib.import_module(script).Config.__dataclass_fields__}
     known |= {flag_of(f"no_{name}") for name in ("norm_first",)}
     text_of_others = "".join(

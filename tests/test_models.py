@@ -1,4 +1,4 @@
-"""The four models: exact sizes, invalid settings, pretrained weights."""
+"""The models: exact sizes, invalid settings, pretrained weights."""
 
 from itertools import pairwise
 
@@ -13,6 +13,7 @@ import common.pretrained
 import train_custom_cnn
 import train_custom_vit
 import train_resnet
+import train_timm
 import train_vit
 from common.config import InputError
 from train_custom_cnn import Block, build_cnn, parse_blocks
@@ -69,11 +70,6 @@ def test_size_of_the_vit():
     stem = 27 * 32 + 9 * 32 * 64 + 9 * 64 * 128 + 2 * (32 + 64 + 128) + linear(128, 128)
     expected = stem + 6 * block + norm + head
     assert size(build(train_custom_vit)) == expected, "the positions are fixed and there is no class token"
-
-
-def without_numbers(model: str) -> torch.device:
-    """Where a model is built without random numbers, which take seconds; old releases of timm cannot do that."""
-    return torch.device("cpu" if "tiny" in model else "meta")
 
 
 def test_sizes_of_the_pretrained_architectures():
@@ -160,8 +156,8 @@ def test_every_kind_of_vit_learns_a_batch(more):
         (train_custom_cnn, dict(blocks="32k0"), "--blocks: '32k0' .*kernel"),
         (train_custom_cnn, dict(blocks="32p0"), "--blocks: '32p0' .*pool"),
         (train_vit, dict(image_size=100, weights="none"), "--image-size 100 .*patch size 16"),
-        (train_vit, dict(model="vit_x"), "--model vit_x.*vit_b_16"),
-        (train_vit, dict(model="resnet18", weights="none"), "resnet18"),
+        (train_vit, dict(model="vit_tiny_patch16_224"), "--model vit_tiny_patch16_224 .*vit_b_16.*train_timm.py"),
+        (train_vit, dict(model="resnet18", weights="none"), "--model resnet18 .*vit_b_16"),
         (train_resnet, dict(model="vit_b_16"), "--model vit_b_16 .*resnet18"),
     ],
 )
@@ -171,14 +167,6 @@ def test_an_invalid_setting_is_named_with_its_value(script, options, words):
 
 
 # Pretrained weights --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub_folder(tmp_path, monkeypatch):
-    """An empty folder in which torch.hub stores its files."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    return tmp_path / "hub" / "checkpoints"
 
 
 @pytest.mark.parametrize(
@@ -215,8 +203,8 @@ def test_weights_of_another_image_size(hub_folder):
 def test_weights_that_are_not_available(hub_folder, monkeypatch):
     monkeypatch.setattr(common.pretrained, "reachable", lambda url: False)
     monkeypatch.setattr(common.data.hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    for script, model in [(train_resnet, "resnet18"), (train_vit, "vit_b_16"), (train_vit, "vit_tiny_patch16_224")]:
-        with pytest.raises(InputError, match=f"{model}.*--weights none"), without_numbers(model):
+    for script, model in [(train_resnet, "resnet18"), (train_vit, "vit_b_16"), (train_timm, "test_vit")]:
+        with pytest.raises(InputError, match=f"{model}.*--weights none"), torch.device("meta"):
             build(script, model=model)
 
 
@@ -257,11 +245,12 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path):
     [
         (train_resnet, "fc.", {}),
         (train_vit, "heads.", {}),
-        (train_vit, "head.", dict(model="vit_tiny_patch16_224")),
+        (train_timm, "head.", dict(model="vit_tiny_patch16_224")),
+        (train_timm, "head.fc.", {}),
     ],
 )
 def test_freeze_leaves_the_head(script, head, more):
-    with without_numbers(more.get("model", "")):
+    with torch.device("meta"):  # without the random numbers, which take seconds
         model = build(script, weights="none", freeze="backbone", **more)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert trained == [head + "weight", head + "bias"]
@@ -276,18 +265,18 @@ def rates(script, model, /, **options):
     return by_name
 
 
-@pytest.mark.parametrize("name", ["vit_b_32", "vit_tiny_patch16_224"])
-def test_layer_wise_learning_rates(name):
-    with without_numbers(name):
-        model = build(train_vit, model=name, weights="none", image_size=32)
-    found = rates(train_vit, model, model=name, weights="imagenet", layer_decay=0.5)
+@pytest.mark.parametrize(("script", "name"), [(train_vit, "vit_b_32"), (train_timm, "vit_tiny_patch16_224")])
+def test_layer_wise_learning_rates(script, name):
+    with torch.device("meta"):
+        model = build(script, model=name, weights="none", image_size=32)
+    found = rates(script, model, model=name, weights="imagenet", layer_decay=0.5)
     first, last = ("encoder_layer_0.", "encoder_layer_11.") if name == "vit_b_32" else ("blocks.0.", "blocks.11.")
     assert {rate for parameter, rate in found.items() if last in parameter} == {0.5}
     assert {rate for parameter, rate in found.items() if first in parameter} == {0.5**12}
-    top = ("encoder.ln.", "heads.", "norm.", "head.")
+    top = ("encoder.ln.", "heads.", "head.")  # timm counts the last norm as a part of the last block
     assert {rate for parameter, rate in found.items() if parameter.startswith(top)} == {1.0}
     assert found["class_token" if name == "vit_b_32" else "cls_token"] == 0.5**13
-    assert {*rates(train_vit, model, model=name, weights="none").values()} == {1}, "nothing is pretrained"
+    assert {*rates(script, model, model=name, weights="none").values()} == {1}, "nothing is pretrained"
 
 
 def test_the_learning_rate_of_a_resnets_backbone():

@@ -525,8 +525,17 @@ def test_an_exported_model_predicts_the_same(finished_run, script, kind, tmp_pat
     labels, crop = json.loads(texts["labels"]), json.loads(texts["preprocessing"])
     assert labels == run.info.classes
     assert crop.pop("formats") == ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
-    assert crop == {"crop": True, "margin": 0.1, "fit": "pad", "image_size": 32, "pad_color": [124, 116, 104]}
-    for words in ("extended by 0.1 x its width", "BILINEAR", "image.draft", "32 x 32 pixels of the RGB", "0.485"):
+    imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "pad_color": [124, 116, 104]}
+    half = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "pad_color": [128, 128, 128]}
+    normalization = half if script == "train_timm" else imagenet  # of the small models of the tests
+    assert crop == {"crop": True, "margin": 0.1, "fit": "pad", "image_size": 32} | normalization
+    for words in (
+        "extended by 0.1 x its width",
+        "BILINEAR",
+        "image.draft",
+        "32 x 32 pixels of the RGB",
+        f"mean {tuple(normalization['mean'])}",
+    ):
         assert words in texts["preprocessing_steps"]
     assert [labels[i] for i in logits.argmax(1)] == run.rows["prediction"].tolist()[:7]
 

@@ -473,7 +473,8 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(script, mo
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_incompatible_options_end_before_the_data_is_read(script, options, monkeypatch):
-    wrong = {"train_vit": "--image-size 33", "train_custom_vit": "--image-size 33", "train_resnet": "--model alexnet"}
+    wrong = {name: "--image-size 33" for name in ("train_vit", "train_timm", "train_custom_vit")}
+    wrong |= {"train_resnet": "--model alexnet"}
     module = __import__(script)
     monkeypatch.setattr(module, "load_splits", lambda config: pytest.fail("read the data"))
     with pytest.raises(InputError):

@@ -138,7 +138,8 @@ def test_mistakes_are_found_before_the_first_run(start_study, tmp_path, monkeypa
         ("--models custom_cnn --crop", "--crop"),
         ("--models custom_cnn --seeds 0", "--seeds"),
         ("--models custom_cnn --folds 1", "--folds"),
-        ("--models cnn", "invalid choice: 'cnn'"),
+        ("--models cnn", "--models cnn: there is no train_cnn.py, but scripts for custom_cnn, custom_vit, resnet"),
+        ("--models ../study", "--models ../study: there is no train_../study.py"),
         ("--models custom_cnn --config-file nope.yaml", "nope.yaml"),
         ("sample", "unrecognized argument: sample"),
     ],
@@ -147,6 +148,22 @@ def test_a_wrong_command_line_is_explained(line, words, capsys):
     with pytest.raises(SystemExit) as stop:
         study.main(line.split())
     assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_script_of_ones_own(tmp_path, monkeypatch, capsys):
+    """Any train_*.py beside study.py that has a Config."""
+    shutil.copy(ROOT / "train_custom_cnn.py", tmp_path / "train_mine.py")
+    (tmp_path / "train_empty.py").write_text("Config = int\n")
+    monkeypatch.setattr(study, "__file__", str(tmp_path / "study.py"))
+    monkeypatch.syspath_prepend(tmp_path)
+    line = f"--variants crop --hidden 9 --seeds 1 --config-file {ROOT / 'accelerate_config.yaml'} --models"
+    (job,) = study.jobs_of(*study.read_options([*line.split(), "mine"]))
+    assert (job.script, job.folder.name, job.config.hidden) == ("train_mine", "train_mine-crop-s0", 9)
+    with pytest.raises(InputError, match="train_empty.py has no class Config"):
+        study.jobs_of(*study.read_options([*line.split(), "mine", "empty"]))
+    with pytest.raises(SystemExit):
+        study.read_options([*line.split(), "resnet"])
+    assert "there is no train_resnet.py, but scripts for empty, mine" in capsys.readouterr().err
 
 
 # A short study -------------------------------------------------------------------------------------------------------

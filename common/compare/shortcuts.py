@@ -1,8 +1,8 @@
 """Measures whether a model recognises the product or relies on its background.
 
 The method follows ImageNet-9 (Xiao et al., 2021). Using the product masks, parts of each val image are painted over
-with the ImageNet mean colour, which is close to zero in the model input. Where the product is painted over, its outline
-is still visible, so the outline alone is scored too.
+with the mean colour of the model's normalisation, which is close to zero in its input. Where the product is painted
+over, its outline is still visible, so the outline alone is scored too.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,6 @@ from tqdm import tqdm
 from common.compare.experiments import Experiment, split_of
 from common.compare.questions import ScoredExperiment, ask
 from common.config import printable
-from common.data.crop import PAD_COLOR
 from common.data.dataset import ClassificationDataset
 from common.data.masks import load_masks
 from common.evaluate import evaluate
@@ -90,7 +89,7 @@ def masked_views(run: FinishedRun, **source: str) -> tuple[ClassificationDataset
     val = run.splits(**source)[1]
     masks = load_masks(replace(run.config, data=source.get("data") or run.config.data), "val", val)
     pixels = val.pixels[val.index]
-    mean_color = np.array(PAD_COLOR, np.uint8)[:, None, None]
+    mean_color = np.array(val.normalization.color, np.uint8)[:, None, None]
     product, touched = masks > 127, masks > 0  # a pixel at the edge shows product and background
     views = (
         pixels,

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 MIN_BOX = 2  # pixels
-PAD_COLOR = (124, 116, 104)  # ImageNet mean: padding is close to zero after normalisation
+PAD_COLOR = (124, 116, 104)  # the ImageNet mean; models with another normalisation have their own
 
 
 def box_problem(bbox: Sequence[float] | None, width: float, height: float) -> str | None:

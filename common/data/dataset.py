@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from common.config import ID_COLUMNS, DataConfig, InputError, TrainConfig, printable
+from common.config import ID_COLUMNS, DataConfig, InputError, Normalization, TrainConfig, printable
 from common.data.boxes import convention_problem
 from common.data.pixels import content_hash, decode_images, normalize
 from common.data.sources import clean_categories, load_tables
@@ -36,6 +36,7 @@ class ClassificationDataset(torch.utils.data.Dataset):
     dropped: int  # source rows whose category is not used: absent from val or, with --split-by, in a single group
     problems: list[dict]  # rows skipped by --bad-rows skip: split, row (its number in the source), id, reason
     fingerprint: str  # hexadecimal sha256 of the rows' content (image bytes, boxes, labels) and of what is left out
+    normalization: Normalization  # of the model that the images are for
     boxes: np.ndarray | None = None  # (N, 7) float64 with --crop, see common.data.crop.box_row
     device_pixels: torch.Tensor | None = None  # copy of pixels on a GPU
     masks: np.ndarray | None = None  # (N, 1, S, S) uint8 product masks; loaded only for runs that use them
@@ -44,7 +45,8 @@ class ClassificationDataset(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        return normalize(torch.from_numpy(self.pixels[self.index[[i]]]))[0], int(self.labels[i])
+        images = torch.from_numpy(self.pixels[self.index[[i]]])
+        return normalize(images, self.normalization)[0], int(self.labels[i])
 
     def batch(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Images (B, 3, S, S) uint8, crop sizes (B, 2) float32 and labels (B,) int64 on `device`.
@@ -218,4 +220,5 @@ def _load_split(split, rows, categories, classes, config, decode_too) -> Classif
         dropped=dropped,
         problems=problems,
         fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        normalization=config.normalization,
     )

@@ -22,7 +22,7 @@ from accelerate import PartialState
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from common.config import DataConfig, InputError
+from common.config import IMAGENET, DataConfig, InputError, Normalization
 from common.data.crop import box_row, crop_image, padding
 from common.data.table import CHANGED, ImageFiles, Table
 from common.files import atomic_path
@@ -31,23 +31,22 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG includes MPO; EP
 FILES = ("pixels.npy", "crop_sizes.npy", "boxes.npy", "hashes.npy", "problems.json")
 SCALED_FORMATS = ("JPEG", "MPO")  # PIL decodes these at a reduced scale, which depends on the target size
 WORKERS = min(32, os.cpu_count() or 1)  # decoding threads
-MEAN = (0.485, 0.456, 0.406)  # ImageNet mean and standard deviation of the R, G and B channels, in [0, 1]
-STD = (0.229, 0.224, 0.225)
 # PIL warns at half of the limit that `open_image` sets
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Images (..., 3, H, W) in [0, 255], uint8 or float32, normalised with `MEAN` and `STD`, as float32."""
-    scale, shift = _scale_and_shift(images.device)
+def normalize(images: torch.Tensor, normalization: Normalization) -> torch.Tensor:
+    """Images (..., 3, H, W) in [0, 255], uint8 or float32, minus the mean and divided by the deviation, as float32."""
+    scale, shift = scale_and_shift(normalization, images.device)
     return (images * scale).add_(shift)  # in place: only two passes over memory
 
 
 @cache  # creating a GPU tensor from Python numbers synchronises with the GPU
-def _scale_and_shift(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+def scale_and_shift(normalization: Normalization, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors and summands, each (3, 1, 1) float32, that normalise pixels in [0, 255]. They must not be changed."""
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (normalization.mean, normalization.std))
     return 1 / (255 * std), -mean / std
 
 
@@ -131,7 +130,9 @@ def decode_images(split: str, rows: Table, content: str, configs: Sequence[DataC
     folders = {}
     for config in configs:
         crop = [config.crop, config.margin * config.crop, config.fit, config.image_size]
-        settings = [version, content, *crop, config.max_megapixels]
+        color = config.normalization.color
+        other_padding = [color] * (config.fit == "pad" and color != IMAGENET.color)  # none: as in folders made before
+        settings = [version, content, *crop, config.max_megapixels, *other_padding]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         folders[Path(config.cache, name)] = config
     first, config = next(iter(folders.items()))
@@ -223,11 +224,18 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> 
 
 
 def crop_with(
-    config: DataConfig, image: Image.Image, bbox: Sequence[float] | None, **kwargs
+    config: DataConfig,
+    image: Image.Image,
+    bbox: Sequence[float] | None,
+    *,
+    fill: tuple[int, int, int] | None = None,
 ) -> tuple[Image.Image, tuple[float, float]]:
-    """Calls `common.data.crop.crop_image` with the settings of `config`. The box is ignored without `--crop`."""
-    box = bbox if config.crop else None
-    return crop_image(image, box, size=config.image_size, margin=config.margin, fit=config.fit, **kwargs)
+    """Calls `common.data.crop.crop_image` with the settings of `config`. The box is ignored without `--crop`.
+
+    Padding has the colour `fill`, by default the mean colour of the normalisation.
+    """
+    box, fill = bbox if config.crop else None, fill or config.normalization.color
+    return crop_image(image, box, size=config.image_size, margin=config.margin, fit=config.fit, fill=fill)
 
 
 def error_reason(error: Exception) -> str:

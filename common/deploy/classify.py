@@ -49,7 +49,7 @@ def classify(
     Args:
         model: maps normalised images (B, 3, S, S) float32 to logits (B, C).
         inputs: N crops.
-        config: crop, margin, fit and image size of the run, and the largest photos to read.
+        config: crop, margin, fit, image size and normalisation of the run, and the largest photos to read.
         num_classes: C.
         device: the device that `model` is on.
         no_box_ok: use the whole image for crops without a box, which are otherwise reported as failed if the model was
@@ -82,7 +82,7 @@ def classify(
                     crops.append((row, result))
             if crops:
                 images = to_device(torch.from_numpy(np.stack([pixels for _, pixels in crops])), device)
-                logits[[row for row, _ in crops]] = model(normalize(images)).float().cpu().numpy()
+                logits[[row for row, _ in crops]] = model(normalize(images, config.normalization)).float().cpu().numpy()
             progress.update(len(rows))
     problem = convention_problem(boxes)
     if problem:

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.config import DataConfig, InputError, printable
+from common.config import DataConfig, InputError, Normalization, printable
 from common.data import crop, pixels
-from common.data.crop import PAD_COLOR
-from common.data.pixels import MEAN, STD
+from common.data.pixels import scale_and_shift
 from common.evaluate import EVAL_BATCH
 from common.files import atomic_path
 from common.finished_run import FinishedRun
@@ -30,11 +29,9 @@ class RawModel(nn.Module):
     Maps images (N, 3, S, S) uint8 to logits (N, C) float32.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, normalization: Normalization):
         super().__init__()
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-        self.scale = nn.Buffer(1 / (255 * std))
-        self.shift = nn.Buffer(-mean / std)
+        self.scale, self.shift = map(nn.Buffer, scale_and_shift(normalization, torch.device("cpu")))
         self.model = model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -76,9 +73,10 @@ def metadata(run: FinishedRun) -> dict[str, str]:
     "preprocessing_steps" describes in words how `common.data.crop.crop_image` uses the latter.
     """
     preprocessing = {name: getattr(run.config, name) for name in ("crop", "margin", "fit", "image_size")}
+    preprocessing |= {"mean": run.config.normalization.mean, "std": run.config.normalization.std}
     preprocessing["formats"] = pixels.FORMATS
     if run.config.fit == "pad":
-        preprocessing["pad_color"] = PAD_COLOR
+        preprocessing["pad_color"] = run.config.normalization.color
     return {
         "labels": json.dumps(run.info.classes),
         "preprocessing": json.dumps(preprocessing),
@@ -94,7 +92,7 @@ def preprocessing_steps(config: DataConfig) -> str:
 
     Reading it suffices to write the preprocessing in another language.
     """
-    size = config.image_size
+    size, normalization, color = config.image_size, config.normalization, config.normalization.color
     box, side = "the whole image", "min(width, height)" if config.fit == "squash" else "max(width, height)"
     if config.crop:
         box = "the product's box (x, y, width, height)"
@@ -109,7 +107,7 @@ def preprocessing_steps(config: DataConfig) -> str:
             f"max(width, height)) / 2), {(size - 1) // 2}) with width and height from step 2, py likewise with the "
             "height, and halves are rounded to even"
         )
-        pad = f" Paste the result at (px, py) onto a square of {size} x {size} pixels of the RGB colour {PAD_COLOR}."
+        pad = f" Paste the result at (px, py) onto a square of {size} x {size} pixels of the RGB colour {color}."
     steps = [
         f"Files are {', '.join(pixels.FORMATS)}; JPEG includes MPO, and other formats are refused. Coordinates are "
         "pixels of the upright image, that is, after the EXIF orientation has been applied. They are in general "
@@ -135,7 +133,8 @@ def preprocessing_steps(config: DataConfig) -> str:
         "whose support grows with the reduction (antialiasing), over the box with its fractions of pixels, first "
         f"horizontally, then vertically, with each result rounded to uint8.{pad}",
         f"Input: uint8, RGB, shape (N, 3, {size}, {size}), values 0 to 255. The model itself normalises, with (value / "
-        f"255 - mean) / std, mean {MEAN} and std {STD} of R, G and B: do not normalise before.",
+        f"255 - mean) / std, mean {normalization.mean} and std {normalization.std} of R, G and B: do not normalise "
+        "before.",
         "Output: logits (N, number of labels) in the order of the labels. Probabilities are their softmax.",
     ]
     return "\n".join(f"{i}. {step}" for i, step in enumerate(steps, 1))

@@ -43,6 +43,7 @@ def classify(
             size=settings["image_size"],
             margin=settings["margin"],
             fit=settings["fit"],
+            fill=tuple(settings.get("pad_color", (0, 0, 0))),  # absent unless `fit` pads
         )
     images = np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1)[None])  # (1, 3, S, S) uint8
     logits = session.run(None, {"images": images})[0][0].astype(np.float64)
