@@ -154,7 +154,7 @@ class TrainConfig(DataConfig):
         group="training",
         choices=("default", "lab"),
     )
-    epochs: int = option(10, "passes over the train split", group="training", minimum=1, maximum=100_000)
+    epochs: int = option(20, "passes over the train split", group="training", minimum=1, maximum=100_000)
     batch_size: int = option(16, "images per optimizer step, across all processes", group="training", minimum=1)
     lr: float = option(1e-3, "peak learning rate", group="training", minimum=0)
     warmup: float = option(
