@@ -24,7 +24,7 @@ import predict
 from common import provenance
 from common.config import DataConfig, InputError
 from common.deploy import formats
-from common.deploy.classify import decode_crop
+from common.deploy.classify import decode_crops
 from common.deploy.inputs import read_inputs
 from common.files import RUN_FILES
 from common.finished_run import read_run
@@ -404,7 +404,7 @@ def test_boxes_in_one_corner_are_pointed_out(cropped, parquet, rows, capsys):
 
 def test_a_crop_has_the_memory_layout_of_the_pixel_array():
     """A transposed array makes a channels-last batch: other kernels, and logits that differ in the last digits."""
-    crop, _ = decode_crop(encode(photo()), None, DataConfig(image_size=32))
+    ((crop, _),) = decode_crops(encode(photo()), False, [None], DataConfig(image_size=32))
     assert crop.shape == (3, 32, 32) and crop.flags.c_contiguous
 
 

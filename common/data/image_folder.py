@@ -129,7 +129,8 @@ def _table(files: ImageFiles, names: list[str], metadata: dict[str, dict]) -> Ta
     if "bbox" in given:
         columns["bbox"], types["bbox"] = [_parse_box(line.get("bbox")) for line in lines], "list of double"
     arrays = {name: pa.chunked_array([pa.array(values)]) for name, values in columns.items()}
-    return Table(arrays, types, files, np.arange(len(names)))
+    numbers = np.arange(len(names))
+    return Table(arrays, types, files, numbers, numbers)
 
 
 def _read_metadata(folder: Path, file: str, images: list[str]) -> dict[str, dict]:

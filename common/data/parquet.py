@@ -127,7 +127,8 @@ def _read_files(paths: list[str], unread: tuple[str, ...]) -> Table:
             table = table.set_column(i, name, _plain(name, table[name], path))
         tables.append(table.cast(tables[0].schema) if tables else table)
     rows, files = pa.concat_tables(tables), ParquetFiles(paths, states)
-    return Table({name: rows[name] for name in rows.column_names}, types, files, np.arange(len(files)), unread)
+    numbers = np.arange(len(files))
+    return Table({name: rows[name] for name in rows.column_names}, types, files, numbers, numbers, unread)
 
 
 def _plain(name: str, values: pa.ChunkedArray, path: str) -> pa.ChunkedArray:

@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cache
-from itertools import islice, repeat
+from itertools import count, groupby, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from common.config import DataConfig, InputError
-from common.data.crop import box_row, crop_image, padding
+from common.data.crop import box_row, crop_image, orientation_of, padding
 from common.data.table import CHANGED, ImageFiles, Table
 from common.files import atomic_path
 
@@ -69,6 +69,28 @@ def open_image(encoded: bytes | str, *, max_megapixels: int = DataConfig.max_meg
     return Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 
+class Photo(NamedTuple):
+    """A photo whose pixels are decoded when they are needed or, if several crops are made of it, already decoded."""
+
+    opened: Image.Image  # as `open_image` returns it, for its format, size and EXIF orientation
+    image: Image.Image  # what is cropped: the same or, if it is already decoded, the upright image
+    file_hash: int  # 64 bits of the hash of the file
+
+
+def open_photo(encoded: bytes | str, *, shared: bool, max_megapixels: int = DataConfig.max_megapixels) -> Photo:
+    """Opens a photo as `open_image`, which see for the arguments and errors.
+
+    A photo of one crop is decoded by `crop_image`, a JPEG at the scale that this crop needs. A `shared` photo, of which
+    several crops are made, is decoded here, once and at full scale, so that the pixels of a crop depend on no other.
+    """
+    opened = image = open_image(encoded, max_megapixels=max_megapixels)
+    assert isinstance(encoded, bytes), "or open_image would fail"
+    if shared:
+        opened.load()
+        image = ImageOps.exif_transpose(opened) if orientation_of(opened) != 1 else opened
+    return Photo(opened, image, int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest()))
+
+
 def content_hash(rows: Table, selection: list, cache: str) -> str:
     """Hexadecimal sha256 of the image files and boxes of `rows`.
 
@@ -100,7 +122,7 @@ def _content_key(rows: Table, selection: list) -> str | None:
     """A key that identifies `rows` without reading image files; None if a file is missing."""
     states = rows.files.states
     if isinstance(rows.files, ImageFiles):
-        states = [states[number] for number in rows.numbers]
+        states = [states[number] for number in rows.photos]
         selection = rows["bbox"] if "bbox" in rows else [None] * len(rows)
     if None in states:
         return None
@@ -122,7 +144,8 @@ def decode_images(split: str, rows: Table, content: str, configs: Sequence[DataC
 
     A folder of the cache contains the arrays of `Pixels`, and checksums.json with a checksum of each file and the name
     of the folder, which is a hash of `content` (see `content_hash`) and of every setting that affects the pixels. All
-    new folders are filled in one pass: each image is read once and, except for JPEG, decoded once.
+    new folders are filled in one pass: each image is read once and, except for JPEG, decoded once. A photo of several
+    rows is always decoded once.
 
     Raises:
         InputError: the cache cannot be written.
@@ -163,7 +186,7 @@ def _fill_folders(split: str, rows: Table, content: str, folders: dict[Path, Dat
         progress = stack.enter_context(tqdm(total=len(rows), desc=f"decoding {split}", disable=None, unit=" images"))
         sha256 = hashlib.sha256()
         batches = _image_batches(rows, sha256)
-        for count in map_ahead(lambda batch: _decode_batch(batch[0], batch[1], arrays), batches, ahead=2 * WORKERS):
+        for count in map_ahead(lambda batch: _decode_batch(*batch, arrays), batches, ahead=2 * WORKERS):
             progress.update(count)
         if sha256.hexdigest() != content:
             raise InputError(CHANGED)
@@ -264,17 +287,17 @@ class _PixelArray:
         self.hashes = np.zeros((n, 2), np.uint64)
         self.problems: dict[int, str] = {}
 
-    def put(self, i: int, image: Image.Image, bbox: Sequence[float] | None, file_hash: int) -> None:
-        """Crops `image` into row i."""
+    def put(self, i: int, photo: Photo, bbox: Sequence[float] | None) -> None:
+        """Crops `photo` into row i."""
         config = self.config
         if config.crop:
-            self.boxes[i] = box_row(bbox, image)
-        image, self.crop_sizes[i] = crop_with(config, image, bbox)
+            self.boxes[i] = box_row(bbox, photo.opened)
+        image, self.crop_sizes[i] = crop_with(config, photo.image, bbox)
         self.pixels[i] = np.asarray(image).transpose(2, 0, 1)
         if config.fit == "pad":  # hash without the padding, which would make all narrow crops look alike
             x, y = padding(self.crop_sizes[i].tolist(), config.image_size)
             image = image.crop((x, y, config.image_size - x, config.image_size - y))
-        self.hashes[i] = file_hash, difference_hash(image)
+        self.hashes[i] = photo.file_hash, difference_hash(image)
 
     def finish(self, name: str) -> None:
         """Writes everything but the pixels, which are already in their file. `name` is the folder's final name."""
@@ -287,43 +310,56 @@ class _PixelArray:
         (self.folder / "checksums.json").write_text(json.dumps(checksums), encoding="utf-8")
 
 
-def _decode_batch(first: int, batch: list[tuple[bytes | str, list | None]], arrays: list[_PixelArray]) -> int:
+def _decode_batch(first: int, batch: list["_PhotoRows"], arrays: list[_PixelArray]) -> int:
     """Decodes rows first, first + 1, ... into every array and records failures in `problems`.
 
     Returns the number of rows in the batch.
     """
-    for i, (encoded, bbox) in enumerate(batch, first):
-        image = None
-        for array in arrays:
-            try:
-                if array.config.crop and bbox is None:
-                    raise ValueError("no box")
-                if image is None or image.format in SCALED_FORMATS:
-                    image = open_image(encoded, max_megapixels=array.config.max_megapixels)
-                    assert isinstance(encoded, bytes), "or open_image would fail"
-                    file_hash = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
-                array.put(i, image, bbox, file_hash)
-            except Exception as error:  # PIL raises many kinds of exceptions for broken files
-                array.problems[i] = error_reason(error)
-                image = None  # used again, it would raise no error but give a partly decoded image
-    return len(batch)
+    numbers = count(first)
+    for encoded, shared, boxes in batch:
+        photo: Photo | None = None
+        for bbox, i in zip(boxes, numbers, strict=False):
+            for array in arrays:
+                try:
+                    if array.config.crop and bbox is None:
+                        raise ValueError("no box")
+                    if photo is None or (photo.opened.format in SCALED_FORMATS and not shared):
+                        photo = open_photo(encoded, shared=shared, max_megapixels=array.config.max_megapixels)
+                    array.put(i, photo, bbox)
+                except Exception as error:  # PIL raises many kinds of exceptions for broken files
+                    array.problems[i] = error_reason(error)
+                    if not shared:
+                        photo = None  # used again, it would raise no error but give a partly decoded image
+    return sum(len(photo.boxes) for photo in batch)
 
 
-def _image_batches(
-    rows: Table, sha256: Any, size: int = 8
-) -> Iterator[tuple[int, list[tuple[bytes | str, list | None]]]]:
-    """Batches of `size` rows: the first row's number, and for each row the encoded image and the box.
+class _PhotoRows(NamedTuple):
+    """Successive rows that show one photo."""
 
-    An image is its bytes or, as text, why there is none. All images and boxes are added to the hash `sha256`.
+    encoded: bytes | str  # the image or, as text, why there is none
+    shared: bool  # see `Table.shared`
+    boxes: list[Sequence[float] | None]  # of each row
+
+
+def _image_batches(rows: Table, sha256: Any, size: int = 8) -> Iterator[tuple[int, list[_PhotoRows]]]:
+    """Batches of `size` photos: the number of the first row, and the rows of each photo.
+
+    All images and boxes are added to the hash `sha256`, but the image of successive rows only once.
     """
     boxes = (box.as_py() for box in rows.column("bbox")) if "bbox" in rows else repeat(None)
-    pairs = zip(rows.images(), boxes, strict=False)
-    for first in range(0, len(rows), size):
-        batch = list(islice(pairs, size))
-        for image, bbox in batch:
-            if isinstance(image, bytes):
-                sha256.update(json.dumps([len(image), bbox], default=str).encode())
-                sha256.update(image)
-            else:
-                sha256.update(json.dumps([image, bbox], default=str).encode())
+    values = zip(rows.photos.tolist(), rows.shared.tolist(), rows.images(), boxes, strict=False)
+    photos = groupby(values, key=lambda row: row[0])
+    first = 0
+    while batch := [_photo_rows(list(group), sha256) for _, group in islice(photos, size)]:
         yield first, batch
+        first += sum(len(photo.boxes) for photo in batch)
+
+
+def _photo_rows(group: list[tuple], sha256: Any) -> _PhotoRows:
+    (_, shared, image, _), boxes = group[0], [bbox for *_, bbox in group]
+    for number, bbox in enumerate(boxes):
+        length = len(image) if isinstance(image, bytes) else image
+        sha256.update(json.dumps([None if number else length, bbox], default=str).encode())
+        if isinstance(image, bytes) and not number:
+            sha256.update(image)
+    return _PhotoRows(image, shared, boxes)

@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice, tee
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,16 @@ def printable_name(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """N rows. `"bbox" in table` says whether it has a column, and `table["bbox"]` is a list of its N values."""
+    """N rows. `"bbox" in table` says whether it has a column, and `table["bbox"]` is a list of its N values.
 
-    columns: dict[str, pa.ChunkedArray]  # the values of all rows of `files`, except for columns of images
+    A row is one object. The source has M rows, and its photos are in `files`; several rows may share a photo.
+    """
+
+    columns: dict[str, pa.ChunkedArray]  # the values of all M rows of the source, except for columns of images
     types: dict[str, str]  # the type of every column, in words; "image" for columns of images
     files: "ParquetFiles | ImageFiles"
-    numbers: np.ndarray  # (N,) int64, rows of `files`
+    numbers: np.ndarray  # (N,) int64, rows of the source
+    photo_of: np.ndarray  # (M,) int64, the photo in `files` that each row of the source shows
     unread: tuple[str, ...] = ()  # names of files in the data's folder that are not read
 
     def __len__(self) -> int:
@@ -58,9 +62,30 @@ class Table:
     def column(self, name: str) -> pa.ChunkedArray:
         return self.columns[name].take(pa.array(self.numbers))
 
+    @property
+    def photos(self) -> np.ndarray:
+        """The photo in `files` that each row shows, (N,) int64."""
+        return self.photo_of[self.numbers]
+
+    @property
+    def shared(self) -> np.ndarray:
+        """Whether several rows of the source, of which the table may be a part, show the photo of a row, (N,) bool."""
+        return (np.bincount(self.photo_of, minlength=1) > 1)[self.photos]
+
     def images(self, column: str = "image") -> Iterator[bytes | str]:
-        """Reads the encoded image of each row, one after another: its bytes or, as text, why there is none."""
-        return self.files.read(column, self.numbers.tolist())
+        """Reads the encoded image of each row, one after another: its bytes or, as text, why there is none.
+
+        The photo of successive rows is read once.
+        """
+        return self.read_photos(self.photos.tolist(), column)
+
+    def read_photos(self, photos: Iterable[int], column: str = "image") -> Iterator[bytes | str]:
+        """`images` of any photos in `files`."""
+        firsts, photos = tee(photos)
+        images = self.files.read(column, (photo for photo, _ in groupby(firsts)))
+        for _, run in groupby(photos):
+            image = next(images)
+            yield from (image for _ in run)
 
     def check_unchanged(self) -> None:
         """Raises an InputError if a file was changed or replaced since the table was read."""
@@ -79,7 +104,7 @@ class Table:
 
     def with_column(self, name: str, values: list[str]) -> "Table":
         """The table with a column of N strings, which replaces one of the same name."""
-        every_row = np.full(len(self.files), None, dtype=object)
+        every_row = np.full(len(self.photo_of), None, dtype=object)
         every_row[self.numbers] = values
         columns = self.columns | {name: pa.chunked_array([pa.array(every_row, pa.string())])}
         return replace(self, columns=columns, types=self.types | {name: "string"})
@@ -90,12 +115,13 @@ class Table:
             name: pa.chunked_array(ours.chunks + other.columns[name].cast(ours.type).chunks, ours.type)
             for name, ours in self.columns.items()
         }
-        numbers = np.concatenate([self.numbers, other.numbers + len(self.files)])
-        return replace(self, columns=columns, files=self.files.append(other.files), numbers=numbers)
+        numbers = np.concatenate([self.numbers, other.numbers + len(self.photo_of)])
+        photo_of = np.concatenate([self.photo_of, other.photo_of + len(self.files)])
+        return replace(self, columns=columns, files=self.files.append(other.files), numbers=numbers, photo_of=photo_of)
 
 
 class ParquetFiles:
-    """The rows of Parquet files, one file after another. Images are read from one row group at a time."""
+    """The photos in the rows of Parquet files, one file after another, read from one row group at a time."""
 
     def __init__(self, paths: list[str], states: list[list | None]):
         self.paths, self.states = paths, states  # see `file_state`
@@ -140,7 +166,7 @@ class ParquetFiles:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Rows that are image files of their own, in a folder."""
+    """Photos that are image files of their own, in a folder."""
 
     paths: list[str]
     states: list[list | None]  # see `file_state`

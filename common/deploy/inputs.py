@@ -4,14 +4,18 @@ import csv
 import glob
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from common.config import InputError
 from common.data.image_folder import IMAGE_SUFFIXES, count_and_names, csv_lines, is_image, list_files
 from common.data.sources import VAL_NAMES, check_images, clean_categories, is_hub_id, read_splits
 from common.data.table import read_file
+
+MAX_CROPS = 64  # of a photo that are made together; for more, it is decoded again
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,15 @@ class Inputs:
     def items(self) -> Iterator[tuple[bytes | str, Sequence[float] | None]]:
         """Yields the encoded image and the box of each crop. Images are read as they are needed."""
         return zip(self.encoded(range(len(self))), self.boxes, strict=True)
+
+    def photos(self) -> Iterator[tuple[bytes | str, bool, list[Sequence[float] | None]]]:
+        """Yields photos in the order of the crops: the encoded image, whether several crops are taken from it, and the
+        boxes of successive crops, at most `MAX_CROPS`."""
+        counts = Counter(self.images)
+        runs = [list(run) for _, run in groupby(range(len(self)), key=self.images.__getitem__)]
+        parts = [run[i : i + MAX_CROPS] for run in runs for i in range(0, len(run), MAX_CROPS)]
+        for encoded, part in zip(self.encoded(part[0] for part in parts), parts, strict=True):
+            yield encoded, counts[self.images[part[0]]] > 1, [self.boxes[i] for i in part]
 
 
 def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = "") -> Inputs:
@@ -135,10 +148,10 @@ def _read_table(source: str, split: str) -> Inputs:
     ids = rows["image_id"] if "image_id" in rows else [None] * n
     return Inputs(
         names=[f"row {i}" if name is None else str(name) for i, name in enumerate(ids)],
-        images=list(range(n)),
+        images=rows.photos.tolist(),
         boxes=rows["bbox"] if "bbox" in rows else [None] * n,
         labels=clean_categories(rows) if "category" in rows else [None] * n,
-        encoded=lambda chosen: rows.files.read("image", (int(rows.numbers[i]) for i in chosen)),
+        encoded=lambda chosen: rows.read_photos(int(rows.photos[i]) for i in chosen),
         # the split is not mentioned for a single file, which is always called train
         description=f"{n} row{'s' * (n != 1)}" + f" of {split}" * (len(splits) > 1),
         unread=rows.unread,
