@@ -79,6 +79,9 @@ def main(argv=None):
         )
     model, device = load_model(trained)
     logits, reasons, boxes = classify(model, inputs, config, len(classes), device, no_box_ok=options.no_box_ok)
+    if inputs.box_format:  # from here on in pixels; boxes that were not used are not converted
+        pixel_boxes = [None if np.isnan(box).any() else box[:4].tolist() for box in boxes]
+        inputs = replace(inputs, boxes=pixel_boxes, box_format="")
     results = collect(inputs, classes, logits, reasons, top_k=options.top_k)
     scored = np.array([not result["error"] and result["label"] in classes for result in results])
 

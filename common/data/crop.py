@@ -31,6 +31,26 @@ def box_problem(bbox: Sequence[float] | None, width: float, height: float) -> st
     return None
 
 
+def edge_slack(sides: Any) -> Any:
+    """By how many pixels a box may reach over the edge of an image of these sides, in pixels: 1, or 1 % of the side."""
+    return np.maximum(1, np.asarray(sides) / 100)
+
+
+def clip_box(bbox: Any, width: float, height: float) -> Any:
+    """`bbox` within the image if it reaches over its edges by at most `edge_slack`; otherwise, `bbox` unchanged."""
+    if bbox is None or malformed_box(bbox):
+        return bbox
+    x, y, w, h = bbox
+    right, bottom = x + w, y + h
+    if x >= 0 and y >= 0 and right <= width and bottom <= height:
+        return bbox
+    over = max(-x, right - width) <= edge_slack(width) and max(-y, bottom - height) <= edge_slack(height)
+    if not over or w <= 0 or h <= 0:
+        return bbox
+    x, y = max(0, x), max(0, y)
+    return [x, y, min(right, width) - x, min(bottom, height) - y]
+
+
 def malformed_box(bbox: Any) -> str | None:
     """Why `bbox` is not a list of four numbers, in a few words; None if it is."""
     if isinstance(bbox, str) or not isinstance(bbox, Sequence):

@@ -23,7 +23,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from common.config import DataConfig, InputError
-from common.data.crop import box_row, crop_image, orientation_of, padding
+from common.data.boxes import to_pixels
+from common.data.crop import box_row, clip_box, crop_image, orientation_of, padding, upright_size
 from common.data.table import CHANGED, ImageFiles, Table
 from common.files import atomic_path
 
@@ -134,7 +135,7 @@ class Pixels(NamedTuple):
 
     pixels: np.ndarray  # uint8 memory map (N, 3, S, S)
     crop_sizes: np.ndarray  # (N, 2) float32, width and height of each crop in pixels before it was made square
-    boxes: np.ndarray  # (N, 7) float64, `common.data.crop.box_row` of each row; NaN without `--crop`
+    boxes: np.ndarray  # (N, 7) float64, `common.data.crop.box_row` of each row, not clipped; NaN without `--crop`
     hashes: np.ndarray  # (N, 2) uint64, a hash of the image file and the `difference_hash` of the crop
     problems: dict[int, str]  # the reasons why rows have no pixels
 
@@ -150,11 +151,11 @@ def decode_images(split: str, rows: Table, content: str, configs: Sequence[DataC
     Raises:
         InputError: the cache cannot be written.
     """
-    version = 6  # to be increased when the content of the folder changes
+    version = 7  # to be increased when the content of the folder changes
     folders = {}
     for config in configs:
         crop = [config.crop, config.margin * config.crop, config.fit, config.image_size]
-        settings = [version, content, *crop, config.max_megapixels]
+        settings = [version, content, *crop, config.max_megapixels, *[rows.box_format] * bool(rows.box_format)]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         folders[Path(config.cache, name)] = config
     first, config = next(iter(folders.items()))
@@ -180,9 +181,7 @@ def decode_images(split: str, rows: Table, content: str, configs: Sequence[DataC
 def _fill_folders(split: str, rows: Table, content: str, folders: dict[Path, DataConfig]) -> None:
     """Decodes `rows` into new folders of the cache."""
     with ExitStack() as stack:
-        arrays = [
-            _PixelArray(stack.enter_context(atomic_path(path)), len(rows), config) for path, config in folders.items()
-        ]
+        arrays = [_PixelArray(stack.enter_context(atomic_path(path)), rows, config) for path, config in folders.items()]
         progress = stack.enter_context(tqdm(total=len(rows), desc=f"decoding {split}", disable=None, unit=" images"))
         sha256 = hashlib.sha256()
         batches = _image_batches(rows, sha256)
@@ -248,8 +247,11 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> 
 def crop_with(
     config: DataConfig, image: Image.Image, bbox: Sequence[float] | None, **kwargs
 ) -> tuple[Image.Image, tuple[float, float]]:
-    """Calls `common.data.crop.crop_image` with the settings of `config`. The box is ignored without `--crop`."""
-    box = bbox if config.crop else None
+    """Calls `common.data.crop.crop_image` with the settings of `config`, and the box as `clip_box` returns it.
+
+    The box is ignored without `--crop`.
+    """
+    box = clip_box(bbox, *upright_size(image)) if config.crop else None
     return crop_image(image, box, size=config.image_size, margin=config.margin, fit=config.fit, **kwargs)
 
 
@@ -274,10 +276,10 @@ def difference_hash(image: Image.Image) -> int:
 class _PixelArray:
     """The arrays of one cache folder while it is being filled."""
 
-    def __init__(self, folder: Path, n: int, config: DataConfig):
+    def __init__(self, folder: Path, rows: Table, config: DataConfig):
         folder.mkdir()
-        size = config.image_size
-        self.folder, self.config = folder, config
+        n, size = len(rows), config.image_size
+        self.folder, self.config, self.box_format = folder, config, rows.box_format
         self.pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (n, 3, size, size))
         if hasattr(os, "posix_fallocate"):  # otherwise a full disk kills the process with SIGBUS on a later write
             with open(folder / "pixels.npy", "rb+") as file:
@@ -291,6 +293,7 @@ class _PixelArray:
         """Crops `photo` into row i."""
         config = self.config
         if config.crop:
+            bbox = to_pixels(bbox, self.box_format, upright_size(photo.opened))
             self.boxes[i] = box_row(bbox, photo.opened)
         image, self.crop_sizes[i] = crop_with(config, photo.image, bbox)
         self.pixels[i] = np.asarray(image).transpose(2, 0, 1)

@@ -1,5 +1,7 @@
 """Rows of one split: ids, categories and boxes in memory, images in their files until they are read."""
 
+import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -48,6 +50,9 @@ class Table:
     files: "ParquetFiles | ImageFiles"
     numbers: np.ndarray  # (N,) int64, rows of the source
     photo_of: np.ndarray  # (M,) int64, the photo in `files` that each row of the source shows
+    box_format: str = ""  # of the column bbox, see `common.data.boxes.to_pixels`
+    layout: str = ""  # such as "COCO annotations"; empty for tables and folders of classes, which are not announced
+    remarks: tuple[str, ...] = ()  # such as "3 crowd boxes skipped"
     unread: tuple[str, ...] = ()  # names of files in the data's folder that are not read
 
     def __len__(self) -> int:
@@ -168,8 +173,8 @@ class ParquetFiles:
 class ImageFiles:
     """Photos that are image files of their own, in a folder."""
 
-    paths: list[str]
-    states: list[list | None]  # see `file_state`
+    paths: list[str]  # "" for a photo that is not there
+    states: list[list | None]  # see `file_state`; [] for a photo that is not there
     folder: str  # files outside of it are not read
 
     def __len__(self) -> int:
@@ -180,7 +185,8 @@ class ImageFiles:
 
     def read(self, column: str, numbers: Iterable[int]) -> Iterator[bytes | str]:
         """Reads the images of these rows in this order."""
-        return (read_file(self.paths[number], self.folder) for number in numbers)
+        paths = (self.paths[number] for number in numbers)
+        return (read_file(path, self.folder) if path else "the image file is not in the folder" for path in paths)
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
@@ -246,6 +252,20 @@ def file_state(path: str) -> list | None:
 def was_changed(path: str, state: list | None) -> bool:
     """Whether a file was changed or replaced since its `file_state` was `state`."""
     return (file_state(path) or [])[:4] != (state or [])[:4]  # the inode may change on network file systems
+
+
+def parse_box(value: Any) -> list[float] | None:
+    """A box from metadata, a list or a string such as "[10, 20, 30, 40]", as floats.
+
+    None if there is none, and NaN if it is anything else, which is reported as a box that is not made of numbers.
+    """
+    if value is None or value == "" or value != value:
+        return None
+    try:
+        box = json.loads(value) if isinstance(value, str) else value
+        return [float(v) for v in box] if box is not None else None
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return [math.nan] * 4
 
 
 def _image_of(scalar: Any, column: str) -> bytes | str:

@@ -11,8 +11,8 @@ from torch import nn
 from tqdm import tqdm
 
 from common.config import DataConfig, InputError
-from common.data.boxes import convention_problem
-from common.data.crop import box_row
+from common.data.boxes import convention_problem, to_pixels
+from common.data.crop import box_row, upright_size
 from common.data.dataset import to_device
 from common.data.pixels import WORKERS, Photo, crop_with, error_reason, map_ahead, normalize, open_photo
 from common.deploy.inputs import Inputs
@@ -68,7 +68,11 @@ def classify(
     # On a GPU, threads decode the next batches during the forward pass. On a CPU, both would compete for cores.
     per_photo = max(1, len(inputs) // max(1, len(set(inputs.images))))
     ahead = 2 * WORKERS if device.type == "cpu" else 3 * EVAL_BATCH // per_photo
-    photos = map_ahead(lambda photo: decode_crops(*photo, config, no_box_ok=no_box_ok), inputs.photos(), ahead=ahead)
+    photos = map_ahead(
+        lambda photo: decode_crops(*photo, config, box_format=inputs.box_format, no_box_ok=no_box_ok),
+        inputs.photos(),
+        ahead=ahead,
+    )
     decoded = chain.from_iterable(photos)
     batches = np.array_split(np.arange(len(inputs)), max(1, math.ceil(len(inputs) / EVAL_BATCH)))
     with tqdm(total=len(inputs), unit=" images", dynamic_ncols=True, disable=None) as progress, torch.no_grad():
@@ -96,11 +100,13 @@ def decode_crops(
     boxes: Sequence[Sequence[float] | None],
     config: DataConfig,
     *,
+    box_format: str = "",
     no_box_ok: bool = False,
 ) -> list[tuple[np.ndarray | str, np.ndarray]]:
     """Decodes an encoded image, its bytes or, as text, why there is none, and crops it to each of `boxes`.
 
-    `shared` says whether several crops are taken from it, see `common.data.pixels.open_photo`.
+    `shared` says whether several crops are taken from it, see `common.data.pixels.open_photo`, and `box_format` what
+    the numbers of the boxes mean, see `common.data.boxes.to_pixels`.
 
     Returns for each box the crop, (3, S, S) uint8, or the reason why it cannot be made; and its
     `common.data.crop.box_row`, NaN if there is no box or if it is not used.
@@ -116,6 +122,7 @@ def decode_crops(
             if photo is None:
                 photo = open_photo(encoded, shared=shared, max_megapixels=config.max_megapixels)
             if config.crop:
+                bbox = to_pixels(bbox, box_format, upright_size(photo.opened))
                 row = box_row(bbox, photo.opened)
             crop, _ = crop_with(config, photo.image, bbox)
             result = np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))  # as stored for training

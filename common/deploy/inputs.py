@@ -29,6 +29,7 @@ class Inputs:
     encoded: Callable[[Iterable[int]], Iterator[bytes | str]]  # reads the images of these crops, see `Table.images`
     description: str  # such as "130 rows of val"
     unread: Sequence[str] = ()  # names of files in the source that are not read
+    box_format: str = ""  # of the boxes, see `common.data.boxes.to_pixels`
 
     def __len__(self) -> int:
         return len(self.names)
@@ -155,6 +156,7 @@ def _read_table(source: str, split: str) -> Inputs:
         # the split is not mentioned for a single file, which is always called train
         description=f"{n} row{'s' * (n != 1)}" + f" of {split}" * (len(splits) > 1),
         unread=rows.unread,
+        box_format=rows.box_format,
     )
 
 
