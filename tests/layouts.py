@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageOps
 
 Rows = dict[str, list[dict]]  # by split; rows of one photo have the same image_id and follow one another
 
@@ -39,8 +39,8 @@ def category_names(rows: Rows) -> list[str]:
 
 
 def size_of(row: dict) -> tuple[int, int]:
-    """Width and height of the photo as it is stored."""
-    return Image.open(io.BytesIO(row["image"]["bytes"])).size
+    """Width and height of the upright photo."""
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]["bytes"]))).size
 
 
 def outline(bbox: list[float]) -> list[float]:
@@ -53,7 +53,7 @@ def coco(rows: list[dict], names: list[str], prefix: str = "") -> dict:
     """The content of a COCO file, with annotations in another order than the images."""
     images, annotations = [], []
     for number, (name, objects) in enumerate(photos_of(rows).items(), 1):
-        width, height = size_of(objects[0])
+        height, width = size_of(objects[0])  # swapped: not to be used
         images.append({"id": number, "file_name": prefix + name, "width": width, "height": height})
         for row in objects:
             annotation = {"id": len(annotations), "image_id": number, "category_id": 10 + names.index(row["category"])}

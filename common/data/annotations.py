@@ -5,7 +5,6 @@ another. Annotations name photos; only photos that lie in the folder are read, w
 in annotations are not used: for rotated photos, tools disagree on them.
 """
 
-import csv
 import json
 import os
 from collections import Counter
@@ -293,9 +292,9 @@ def _read_yolo(source: _Source) -> None:
         raise InputError(f"{source.path(file or classes)}: names must be a list of the classes, or a dict by number.")
     keys = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
     for split, words in keys.items():
-        value = next((content[word] for word in words if content.get(word)), None)
-        if value is not None:
-            for photo, label in _listed(source, file, split, value, labels).items():
+        key = next((word for word in words if content.get(word)), None)
+        if key:
+            for photo, label in _listed(source, file, key, content[key], labels).items():
                 _add_labels(source, split, photo, label, names, file or classes)
     if not any(word in content for words in keys.values() for word in words):
         pairs = {_label_of(image): image for image in source.images}
@@ -319,7 +318,7 @@ def _parse_yaml(source: _Source, name: str) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _listed(source: _Source, file: str, split: str, value: Any, labels: set[str]) -> dict[str, str]:
+def _listed(source: _Source, file: str, key: str, value: Any, labels: set[str]) -> dict[str, str]:
     """The photos of a split and their labels, from the folders or lists of photos that data.yaml names."""
     result: dict[str, str] = {}
     for place in value if isinstance(value, list) else [value]:
@@ -338,9 +337,9 @@ def _listed(source: _Source, file: str, split: str, value: Any, labels: set[str]
                 known = {_label_of(photo) for photo in photos}
                 photos += [_image_of(label) for label in orphans if label not in known and "labels" in label.split("/")]
                 break
-        if not photos and split != "test":
+        if not photos and key != "test":
             raise InputError(
-                f"{source.path(file)}: {split} is {str(place)[:60]!r}, which is no folder of photos in {source.folder}."
+                f"{source.path(file)}: {key} is {str(place)[:60]!r}, which is no folder of photos in {source.folder}."
             )
         result |= {photo: _label_of(photo) for photo in photos if _label_of(photo) in labels}
     return result
@@ -487,15 +486,10 @@ def parse_xml(content: bytes) -> ElementTree.Element:
 def _read_metadata(source: _Source) -> None:
     """metadata.jsonl or metadata.csv, in the folder or in those of its splits, with a category or objects."""
     names = [name for name in source.files if name.rpartition("/")[2] in METADATA and name.count("/") < 2]
-    folders = {name.rpartition("/")[0]: name for name in sorted(names, reverse=True)}  # .jsonl rather than .csv
+    folders = {name.rpartition("/")[0]: name for name in sorted(names)}  # .jsonl rather than .csv
     layouts = set()
     for folder, name in sorted(folders.items()):
-        try:
-            lines = metadata_lines(source.folder, name)
-        except (InputError, csv.Error):
-            if folder:
-                return  # an image folder says what is wrong
-            raise
+        lines = metadata_lines(source.folder, name)
         keys = {key for line in lines for key in line}
         kind = next((key for key in ("objects", *CATEGORY_COLUMNS) if key in keys), None)
         if kind is None:
@@ -503,6 +497,7 @@ def _read_metadata(source: _Source) -> None:
         source.used.add(name)
         layouts.add("Hugging Face objects" if kind == "objects" else "metadata")
         photos = [source.find(printable_name(line["file_name"]), [folder]) for line in lines]
+        photos = [photo if photo in source.images else f"{folder}/{photo}".strip("/") for photo in photos]
         in_splits = any(map(folder_splits, photos))
         for number, (line, photo) in enumerate(zip(lines, photos, strict=True), 1):
             split = next(iter(folder_splits(photo)), "" if in_splits else "train")

@@ -50,7 +50,7 @@ def to_pixels(bbox: Any, box_format: str, size: Sequence[float]) -> Any:
 def are_fractions(boxes: Iterable[Any]) -> bool:
     """Whether most of the boxes, of any format, are fractions of their images. What is no box does not count."""
     values = np.array([[float(v) for v in box] for box in boxes if box is not None and not malformed_box(box)])
-    return len(values) > 0 and (abs(values) <= 1.01).all(axis=1).mean() > 0.5
+    return len(values) > 0 and bool((abs(values) <= 1.01).all(axis=1).mean() > 0.5)
 
 
 def count_outside(rows: np.ndarray) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 from tqdm import tqdm
 
 from common.config import DataConfig, InputError
@@ -25,8 +25,16 @@ def draw_mask(outlines: Sequence[Sequence[float]] | None, size: tuple[int, int])
         raise ValueError("it has no polygons, and masks in run-length encoding are not read")
     mask = Image.new("L", size)
     for outline in outlines:
-        centres = np.clip(np.asarray(outline) - 0.5, -1e5, 1e5)  # Pillow's coordinates are those of pixel centres
-        ImageDraw.Draw(mask).polygon(centres.tolist(), fill=255)
+        points = np.clip(np.asarray(outline), -1e5, 1e5).reshape(-1, 2)
+        starts = np.clip(np.floor(points.min(0)), 0, size).astype(int)
+        ends = np.clip(np.ceil(points.max(0)), 0, size).astype(int)
+        width, height = (ends - starts).tolist()
+        if min(width, height) > 0:
+            scale = 4 if width * height < 1_000_000 else 1  # Pillow also fills the pixels that an edge touches
+            part = Image.new("L", (width * scale, height * scale))
+            ImageDraw.Draw(part).polygon(((points - starts) * scale).ravel().tolist(), fill=255)
+            box = (*starts.tolist(), *ends.tolist())
+            mask.paste(ImageChops.lighter(mask.crop(box), part.reduce(scale)), box)
     return mask
 
 
