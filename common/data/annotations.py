@@ -46,12 +46,6 @@ def read_annotations(folder: Path, files: list[str], skipped: list[str]) -> dict
     return {}
 
 
-def has_annotations(files: Iterable[str]) -> bool:
-    """Whether the names of files suggest that a folder has annotations, without reading them."""
-    names = list(files)
-    return any(map(is_image, names)) and bool(_coco_files(names)[1] or _yaml_files(names) or _xml_files(names))
-
-
 class _Source:
     """The photos of a folder, and the objects in them as they are found."""
 
@@ -489,6 +483,9 @@ def _read_metadata(source: _Source) -> None:
     folders = {name.rpartition("/")[0]: name for name in sorted(names)}  # .jsonl rather than .csv
     layouts = set()
     for folder, name in sorted(folders.items()):
+        content = read_file(str(source.path(name)), str(source.folder))
+        if not folder and isinstance(content, bytes) and b"file_name" not in content:
+            continue  # a file of another kind, beside photos
         lines = metadata_lines(source.folder, name)
         keys = {key for line in lines for key in line}
         kind = next((key for key in ("objects", *CATEGORY_COLUMNS) if key in keys), None)
