@@ -129,7 +129,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def crop_image(
@@ -140,6 +140,7 @@ def crop_image(
     margin: float = 0.0,
     fit: str = "squash",
     fill: tuple[int, int, int] = PAD_COLOR,
+    reduce: bool = False,
 ) -> tuple[Image.Image, tuple[float, float]]:
     """Crops `image` to `bbox` and resizes the crop to a square, with bilinear interpolation.
 
@@ -151,6 +152,8 @@ def crop_image(
         margin: context kept on each side of the box, as a fraction of the box's width or height.
         fit: "squash" stretches the crop to a square; "pad" keeps its aspect ratio and centres it on `fill`.
         fill: RGB colour of the padding, in [0, 255].
+        reduce: average blocks of 2 x 2, 4 x 4 or 8 x 8 pixels of a decoded image where a JPEG would be decoded at the
+            scale 1/2, 1/4 or 1/8, which is about the same and as much faster.
 
     Returns:
         The RGB image of size x size pixels, and the width and height of the crop in pixels of the upright image.
@@ -175,9 +178,16 @@ def crop_image(
     # Convert to pixels of the decoded image. Crop at whole pixels first, so that resizing reads no pixel beyond them.
     fx, fy = image.width / width, image.height / height
     left, top, right, bottom = left * fx, top * fy, right * fx, bottom * fy
-    outer = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
-    image = to_rgb(image.crop(outer))
-    box = left - outer[0], top - outer[1], right - outer[0], bottom - outer[1]
+    block = next(n for n in (8, 4, 2, 1) if n * scale <= 1 or n == 1) if reduce else 1
+    start = math.floor(left / block) * block, math.floor(top / block) * block
+    end = math.ceil(right / block) * block, math.ceil(bottom / block) * block
+    if block > 1:
+        end = min(end[0], image.width), min(end[1], image.height)
+    image = to_rgb(image.crop((*start, *end)))
+    image = image.reduce(block) if block > 1 else image
+    left, right = ((edge - start[0]) / block for edge in (left, right))
+    top, bottom = ((edge - start[1]) / block for edge in (top, bottom))
+    box = left, top, right, bottom
     if fit == "squash":
         return image.resize((size, size), Image.Resampling.BILINEAR, box=box), crop_size
     pads = padding(crop_size, size)

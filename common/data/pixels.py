@@ -75,7 +75,7 @@ class Photo(NamedTuple):
 
     opened: Image.Image  # as `open_image` returns it, for its format, size and EXIF orientation
     image: Image.Image  # what is cropped: the same or, if it is already decoded, the upright image
-    file_hash: int  # 64 bits of the hash of the file
+    reduce: bool  # see `common.data.crop.crop_image`
 
 
 def open_photo(encoded: bytes | str, *, shared: bool, max_megapixels: int = DataConfig.max_megapixels) -> Photo:
@@ -83,13 +83,13 @@ def open_photo(encoded: bytes | str, *, shared: bool, max_megapixels: int = Data
 
     A photo of one crop is decoded by `crop_image`, a JPEG at the scale that this crop needs. A `shared` photo, of which
     several crops are made, is decoded here, once and at full scale, so that the pixels of a crop depend on no other.
+    The crops of a JPEG are then reduced by the factor at which `crop_image` would have decoded it for each of them.
     """
     opened = image = open_image(encoded, max_megapixels=max_megapixels)
-    assert isinstance(encoded, bytes), "or open_image would fail"
     if shared:
         opened.load()
         image = ImageOps.exif_transpose(opened) if orientation_of(opened) != 1 else opened
-    return Photo(opened, image, int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest()))
+    return Photo(opened, image, reduce=shared and opened.format in SCALED_FORMATS)
 
 
 def content_hash(rows: Table, selection: list, cache: str) -> str:
@@ -289,18 +289,18 @@ class _PixelArray:
         self.hashes = np.zeros((n, 2), np.uint64)
         self.problems: dict[int, str] = {}
 
-    def put(self, i: int, photo: Photo, bbox: Sequence[float] | None) -> None:
+    def put(self, i: int, photo: Photo, bbox: Sequence[float] | None, file_hash: int) -> None:
         """Crops `photo` into row i."""
         config = self.config
         if config.crop:
             bbox = to_pixels(bbox, self.box_format, upright_size(photo.opened))
             self.boxes[i] = box_row(bbox, photo.opened)
-        image, self.crop_sizes[i] = crop_with(config, photo.image, bbox)
+        image, self.crop_sizes[i] = crop_with(config, photo.image, bbox, reduce=photo.reduce)
         self.pixels[i] = np.asarray(image).transpose(2, 0, 1)
         if config.fit == "pad":  # hash without the padding, which would make all narrow crops look alike
             x, y = padding(self.crop_sizes[i].tolist(), config.image_size)
             image = image.crop((x, y, config.image_size - x, config.image_size - y))
-        self.hashes[i] = photo.file_hash, difference_hash(image)
+        self.hashes[i] = file_hash, difference_hash(image)
 
     def finish(self, name: str) -> None:
         """Writes everything but the pixels, which are already in their file. `name` is the folder's final name."""
@@ -319,8 +319,9 @@ def _decode_batch(first: int, batch: list["_PhotoRows"], arrays: list[_PixelArra
     Returns the number of rows in the batch.
     """
     numbers = count(first)
-    for encoded, shared, boxes in batch:
+    for encoded, shared, boxes, sha256 in batch:
         photo: Photo | None = None
+        file_hash = 0
         for bbox, i in zip(boxes, numbers, strict=False):
             for array in arrays:
                 try:
@@ -328,7 +329,10 @@ def _decode_batch(first: int, batch: list["_PhotoRows"], arrays: list[_PixelArra
                         raise ValueError("no box")
                     if photo is None or (photo.opened.format in SCALED_FORMATS and not shared):
                         photo = open_photo(encoded, shared=shared, max_megapixels=array.config.max_megapixels)
-                    array.put(i, photo, bbox)
+                        assert isinstance(encoded, bytes), "or open_photo would fail"
+                        digest = sha256 or hashlib.sha256(encoded).digest()
+                        file_hash = int.from_bytes(digest[:8])
+                    array.put(i, photo, bbox, file_hash)
                 except Exception as error:  # PIL raises many kinds of exceptions for broken files
                     array.problems[i] = error_reason(error)
                     if not shared:
@@ -342,12 +346,14 @@ class _PhotoRows(NamedTuple):
     encoded: bytes | str  # the image or, as text, why there is none
     shared: bool  # see `Table.shared`
     boxes: list[Sequence[float] | None]  # of each row
+    sha256: bytes  # of a shared photo, otherwise empty
 
 
 def _image_batches(rows: Table, sha256: Any, size: int = 8) -> Iterator[tuple[int, list[_PhotoRows]]]:
     """Batches of `size` photos: the number of the first row, and the rows of each photo.
 
-    All images and boxes are added to the hash `sha256`, but the image of successive rows only once.
+    All images and boxes are added to the hash `sha256`; the image of successive rows only once, and as its own hash if
+    it is shared.
     """
     boxes = (box.as_py() for box in rows.column("bbox")) if "bbox" in rows else repeat(None)
     values = zip(rows.photos.tolist(), rows.shared.tolist(), rows.images(), boxes, strict=False)
@@ -360,9 +366,10 @@ def _image_batches(rows: Table, sha256: Any, size: int = 8) -> Iterator[tuple[in
 
 def _photo_rows(group: list[tuple], sha256: Any) -> _PhotoRows:
     (_, shared, image, _), boxes = group[0], [bbox for *_, bbox in group]
+    digest = hashlib.sha256(image).digest() if shared and isinstance(image, bytes) else b""
     for number, bbox in enumerate(boxes):
         length = len(image) if isinstance(image, bytes) else image
         sha256.update(json.dumps([None if number else length, bbox], default=str).encode())
         if isinstance(image, bytes) and not number:
-            sha256.update(image)
-    return _PhotoRows(image, shared, boxes)
+            sha256.update(digest or image)
+    return _PhotoRows(image, shared, boxes, digest)

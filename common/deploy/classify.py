@@ -124,7 +124,7 @@ def decode_crops(
             if config.crop:
                 bbox = to_pixels(bbox, box_format, upright_size(photo.opened))
                 row = box_row(bbox, photo.opened)
-            crop, _ = crop_with(config, photo.image, bbox)
+            crop, _ = crop_with(config, photo.image, bbox, reduce=photo.reduce)
             result = np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))  # as stored for training
         except Exception as error:  # PIL raises many kinds of exceptions for broken files
             result = error_reason(error)
