@@ -17,8 +17,10 @@ from common.data.crop import crop_image
 from common.data.dataset import load_splits
 from common.data.masks import draw_mask, load_masks
 from common.data.pixels import crop_with, open_image
-from tests.helpers import encode, photo, stored
+from tests.helpers import encode, main, photo, results, stored
 from tests.layouts import LAYOUTS, coco, size_of, stem, write_photos, write_text
+
+CNN = "train_custom_cnn"
 
 
 @pytest.fixture
@@ -77,6 +79,23 @@ def assert_same(ours, theirs):
 def test_every_layout_gives_the_crops_and_labels_of_the_parquet_form(load, rows, parquet, write, layout):
     """One object in each photo, as in the sample."""
     assert_same(load(write(layout, rows)), load(parquet(rows)))
+
+
+@pytest.fixture
+def numbered(rows):
+    """The rows with names of photos that sort in their order."""
+    return {s: [dict(row, image_id=f"{i:03}-{row['image_id']}") for i, row in enumerate(rows[s])] for s in rows}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_run_scores_the_same_in_every_layout(numbered, parquet, write, cache, tmp_path, empty_figures, layout):
+    """To the last digit: what is trained on is the same in the same order."""
+    line = f"--limit 40 --epochs 1 --crop --image-size 32 --blocks 8k3p2 --cache {cache} --data".split()
+    runs = [
+        main(CNN, [*line, data, "--out", f"{tmp_path}/{i}"])
+        for i, data in enumerate((write(layout, numbered), parquet(numbered)))
+    ]
+    assert results(runs[0]) == results(runs[1]) | {"predictions.csv": (runs[0] / "predictions.csv").read_bytes()}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
