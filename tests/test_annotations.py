@@ -135,6 +135,21 @@ def test_a_photo_is_read_and_decoded_once(load, many, write, tmp_path, monkeypat
     assert len(opened) == photos and len(read) == 2 * photos, "once for the hash of the content, once to decode it"
 
 
+def test_another_box_of_a_photo_is_noticed(load, many, write):
+    """Also its second one, whose row shares the image with the first."""
+    folder = write("coco", many)
+    first = load(folder)
+
+    def move(content):
+        second = [a for a in content["annotations"] if a["image_id"] == 1][1]
+        second["bbox"] = [1, 2, 30, 40]
+
+    edit(folder, TRAIN, move)
+    again = load(folder)
+    assert again[0].fingerprint != first[0].fingerprint and again[1].fingerprint == first[1].fingerprint
+    assert again[0].crop_sizes[1].tolist() == [30, 40]
+
+
 def test_rotated_photos(load, rows, write, parquet):
     """Boxes are those of the upright image, whatever size the annotations state."""
     few = {
