@@ -7,6 +7,7 @@ in annotations are not used: for rotated photos, tools disagree on them.
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -282,6 +283,10 @@ def _read_yolo(source: _Source) -> None:
     if file:
         source.used.add(file)
     names = names if isinstance(names, dict) else dict(enumerate(names if isinstance(names, list) else []))
+    names = {
+        int(key) if isinstance(key, str) and re.fullmatch("[0-9]{1,9}", key) else key: name
+        for key, name in names.items()
+    }
     if not names or not all(isinstance(name, str | int | float) for name in names.values()):
         raise InputError(f"{source.path(file or classes)}: names must be a list of the classes, or a dict by number.")
     keys = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
@@ -408,7 +413,8 @@ def _read_voc(source: _Source) -> None:
         base, _, file = name.rpartition("/")
         split = next((s for s, words in KEYWORDS.items() if file.removesuffix(".txt") in words), "")
         if f"/{base}".endswith("/ImageSets/Main") and file.endswith(".txt") and split:
-            stems = [line.split()[0] for line in source.read(name).decode("utf-8-sig").splitlines() if line.strip()]
+            lines = source.read(name).decode("utf-8-sig", "backslashreplace").splitlines()
+            stems = [line.split()[0] for line in lines if line.strip()]
             missing = next((stem for stem in stems if stem not in by_stem), None)
             if missing is not None:
                 raise InputError(f"{source.path(name)} lists {missing[:60]!r}, but there is no {missing[:60]}.xml.")

@@ -125,6 +125,8 @@ def _content_key(rows: Table, selection: list) -> str | None:
     if isinstance(rows.files, ImageFiles):
         states = [states[number] for number in rows.photos]
         selection = rows["bbox"] if "bbox" in rows else [None] * len(rows)
+        if rows.shared.any():  # the hash of a photo depends on it, and so do its crops
+            selection = [selection, rows.shared.tolist()]
     if None in states:
         return None
     return hashlib.sha256(json.dumps([selection, states], default=str).encode()).hexdigest()[:32]
