@@ -183,8 +183,7 @@ def crop_image(
     end = math.ceil(right / block) * block, math.ceil(bottom / block) * block
     if block > 1:
         end = min(end[0], image.width), min(end[1], image.height)
-    image = to_rgb(image.crop((*start, *end)))
-    image = image.reduce(block) if block > 1 else image
+    image = to_rgb(image.reduce(block, (*start, *end)) if block > 1 else image.crop((*start, *end)))
     left, right = ((edge - start[0]) / block for edge in (left, right))
     top, bottom = ((edge - start[1]) / block for edge in (top, bottom))
     box = left, top, right, bottom
