@@ -2,7 +2,8 @@
 
 python predict.py RUN photo.jpg --bbox 40,60,200,180            # one product in a photo
 python predict.py RUN photos/ --boxes boxes.csv                 # many: CSV lines of file,x,y,width,height
-python predict.py RUN val.parquet --output predictions.csv      # a table in the training format, a Hub id or 'sample'
+python predict.py RUN photos/ --boxes detections.json --output found.json  # what a detector found (COCO results)
+python predict.py RUN val.parquet --output predictions.csv      # data in the training format, a Hub id or 'sample'
 python predict.py RUN 'photos/*.jpg' --gallery predictions.png  # also draw the photos with boxes and categories
 
 Images are cropped and resized as in the run's training. Images that cannot be used are listed with the reason; all
@@ -22,10 +23,10 @@ def read_options(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("run", type=Path, help="folder of a finished run, or the Hub id of one")
     parser.add_argument("source", help="image, folder or glob of images, Parquet file or folder, Hub id, or 'sample'")
     parser.add_argument("--bbox", default="", help="x,y,width,height in pixels; for a single image")
-    parser.add_argument("--boxes", default="", help="CSV file with the columns file, x, y, width, height")
+    parser.add_argument("--boxes", default="", help="CSV file with file, x, y, width, height; or COCO results (.json)")
     parser.add_argument("--no-box-ok", action="store_true", help="use the whole image if it has no box")
     parser.add_argument("--split", default="", help="split of a table (default: val, or the only split)")
     parser.add_argument("--top-k", type=int, default=3, help="number of categories listed for each box (default: 3)")
@@ -35,11 +36,13 @@ def read_options(argv=None) -> argparse.Namespace:
         default=DataConfig.max_megapixels,
         help=f"do not read larger photos (default: {DataConfig.max_megapixels})",
     )
-    parser.add_argument("--output", type=Path, help="write all results to this .csv or .jsonl file")
+    parser.add_argument("--output", type=Path, help="write all results to this .csv, .jsonl or .json file")
     parser.add_argument("--gallery", type=Path, help="write photos with boxes and categories to this .png file")
     options = parser.parse_args(argv)
-    if options.output and options.output.suffix not in (".csv", ".jsonl"):
-        parser.error(f"--output {options.output}: the file name must end in .csv or .jsonl")
+    if options.output and options.output.suffix not in (".csv", ".jsonl", ".json"):
+        parser.error(f"--output {options.output}: the file name must end in .csv, .jsonl or .json")
+    if options.output and options.output.suffix == ".json" and not options.boxes.lower().endswith(".json"):
+        parser.error(f"--output {options.output}: .json adds categories to the file of --boxes FILE.json; use .jsonl")
     if options.gallery and options.gallery.suffix != ".png":
         parser.error(f"--gallery {options.gallery}: the file name must end in .png")
     if options.top_k < 1:
@@ -59,16 +62,24 @@ def main(argv=None):
     from common.deploy.classify import classify, load_model
     from common.deploy.gallery import is_gallery, save_gallery
     from common.deploy.inputs import read_inputs
-    from common.deploy.predictions import caption, collect, has_predictions, text_table, write_predictions
+    from common.deploy.predictions import (
+        caption,
+        collect,
+        has_detections,
+        has_predictions,
+        text_table,
+        write_detections,
+        write_predictions,
+    )
     from common.files import check_output
-    from common.finished_run import read_run
+    from common.finished_run import downloaded_run, read_run
     from common.metrics import scores
 
     if options.output:
-        check_output(options.output, has_predictions)
+        check_output(options.output, has_detections if options.output.suffix == ".json" else has_predictions)
     if options.gallery:
         check_output(options.gallery, is_gallery)
-    trained = read_run(options.run)
+    trained = read_run(downloaded_run(str(options.run)))
     config, classes = replace(trained.config, max_megapixels=options.max_megapixels), trained.info.classes
     inputs = read_inputs(options.source, bbox=options.bbox, boxes=options.boxes, split=options.split)
     has_box = [box is not None for box in inputs.boxes]
@@ -79,6 +90,9 @@ def main(argv=None):
         )
     model, device = load_model(trained)
     logits, reasons, boxes = classify(model, inputs, config, len(classes), device, no_box_ok=options.no_box_ok)
+    if inputs.box_format:  # from here on in pixels; boxes that were not used are not converted
+        pixel_boxes = [None if np.isnan(box).any() else box[:4].tolist() for box in boxes]
+        inputs = replace(inputs, boxes=pixel_boxes, box_format="")
     results = collect(inputs, classes, logits, reasons, top_k=options.top_k)
     scored = np.array([not result["error"] and result["label"] in classes for result in results])
 
@@ -109,7 +123,10 @@ def main(argv=None):
     if unknown:
         print(printable(f"not scored, because the model has no such class: {', '.join(sorted(unknown))}"))
     if options.output:
-        write_predictions(options.output, results)
+        if inputs.detections and options.output.suffix == ".json":
+            write_detections(options.output, inputs.detections, results)
+        else:
+            write_predictions(options.output, results)
         print(f"written: {printable(str(options.output))}")
     if options.gallery:
         correct = [r["category"] == r["label"] if ok else None for r, ok in zip(results, scored, strict=True)]

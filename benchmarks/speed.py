@@ -38,7 +38,7 @@ from benchmarks.timing import alternate, machine, other_process, print_rows, row
 from common.config import IMAGENET, parse
 from common.data.dataset import load_splits, place_pixels
 from common.data.pixels import WORKERS, map_ahead, normalize
-from common.deploy.classify import classify, decode_crop
+from common.deploy.classify import classify, decode_crops
 from common.deploy.inputs import read_inputs
 from common.evaluate import EVAL_BATCH, set_train_mode
 from common.launch import keep_freed_memory
@@ -142,7 +142,7 @@ def predict(args: Namespace, name: str) -> dict:
     pixels = torch.zeros(EVAL_BATCH, 3, config.image_size, config.image_size, dtype=torch.uint8)
 
     def decode_all() -> list:
-        return list(map_ahead(lambda item: decode_crop(*item, config), inputs.items(), ahead=2 * WORKERS))
+        return list(map_ahead(lambda photo: decode_crops(*photo, config), inputs.photos(), ahead=2 * WORKERS))
 
     turns = {
         "decode": throughput(decode_all, len(inputs), args.seconds),

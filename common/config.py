@@ -101,6 +101,14 @@ class DataConfig:
         "product_id:2/5:1 the second in partition 1, another division into folds",
         group="data",
     )
+    val_split: str = option("", "the split used as val if it has another name, such as test", group="data")
+    box_format: str = option(
+        "auto",
+        "what the numbers of a box mean; in pixels or, which is recognised, as fractions of the image. auto: as the "
+        "layout of the data says, otherwise xywh in pixels",
+        group="data",
+        choices=("auto", "xywh", "xyxy", "cxcywh"),
+    )
     limit: int = option(0, "use only this many rows of each split, evenly spaced; 0 means all", group="data", minimum=0)
     bad_rows: str = option(
         "error", "stop at rows that cannot be used, or leave them out", group="data", choices=("error", "skip")
@@ -221,13 +229,21 @@ def variant_of(crop: bool, augment: str) -> str:
     return ("crop" if crop else "full") + {"none": "", "lab": "-augment"}.get(augment, f"-{augment}")
 
 
+ADDED_LATER = {"val_split": "", "box_format": "auto"}  # and their values if they are not used
+
+
 def identity(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that affect the results of a run: all except those for paths, checkpoints and display.
 
-    `max_megapixels` only decides which rows are used, and a run's identity contains a fingerprint of these.
+    `max_megapixels` only decides which rows are used, and a run's identity contains a fingerprint of these. Options of
+    `ADDED_LATER` count only if they are used: a run that did not have them yet is the run without them.
     """
     harmless = {"out", "resume", "checkpoint_every", "cache", "max_megapixels", "data_device", "summary", "dry_run"}
-    return {name: value for name, value in options.items() if name not in harmless}
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in harmless and not (name in ADDED_LATER and value == ADDED_LATER[name])
+    }
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -251,8 +267,9 @@ def fits(value: Any, hint: Any) -> bool:
 def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """The options `recorded` in run.json that affect results and differ from `config`, such as "--lr 0.001"."""
     differ = []
-    for name, value in identity(asdict(config)).items():
-        other = recorded.get(name)
+    options = {name: ADDED_LATER[name] for name in ADDED_LATER if name in identity(recorded)}
+    for name, value in (options | identity(asdict(config))).items():
+        other = recorded.get(name, ADDED_LATER.get(name))
         if other != value:
             absent = other is None or other is False or other == ""
             differ.append(f"no {flag_of(name)}" if absent else f"{flag_of(name)} {other}".removesuffix(" True"))

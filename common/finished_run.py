@@ -4,13 +4,16 @@ A run folder may come from anywhere. It is read like a command line, never execu
 files are read or written.
 """
 
+import atexit
 import hashlib
 import importlib
 import io
 import json
 import re
 import shlex
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -18,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import safetensors
@@ -28,11 +32,19 @@ from torch import nn
 from common import provenance
 from common.config import KNOWN_DATA, DataConfig, InputError, TrainConfig, fits
 from common.data.dataset import ClassificationDataset, load_splits
+from common.data.hub import hub_or_cache
+from common.data.sources import is_hub_id
 from common.data.splits import parse_split
+from common.data.table import file_problem
 from common.files import csv_text, open_regular
 from common.metrics import scores_of_predictions
 from common.provenance import REFERENCE, changed_files, code_hashes, code_key, reference_problem
 from common.run_folder import IDS, PREDICTED, RunInfo, data_fingerprint, normalization_fields, package_versions
+
+NEEDED = (
+    "run.json", "data_report.json", "metrics.json", "labels.json", "predictions.csv", "model.safetensors", REFERENCE,
+    "train_*.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -286,6 +298,37 @@ def _contradiction(info: RunInfo, rows: pd.DataFrame, metrics: dict, labels: lis
         if not abs(metrics[name] - value) <= 1e-9 * max(1, value):
             return f"{name} is {metrics[name]} in metrics.json, but {value} in predictions.csv"
     return None
+
+
+def downloaded_run(name: str) -> Path:
+    """The folder of a run: `name` itself or, if it has the form owner/name and is no path, a copy of that Hub model.
+
+    Only the files of a run folder are downloaded, or taken from the local Hub cache if the Hub is unreachable.
+
+    Raises:
+        InputError: there is no such model, or it holds something else than regular files.
+    """
+    if not is_hub_id(name):
+        return Path(name)
+    with hub_or_cache() as online:
+        try:
+            repo, _, revision = name.partition("@")
+            folder = huggingface_hub.snapshot_download(
+                repo, revision=revision or None, allow_patterns=list(NEEDED), local_files_only=not online
+            )
+        except Exception as error:  # depending on its version and the network, the library raises errors of many kinds
+            why = str(error) if online else "the Hub cannot be reached, and the run is not in the local cache"
+            raise InputError(f"{name} is neither a run folder nor a run on the Hub: {why}") from error
+    copy = Path(tempfile.mkdtemp(prefix="run-"), *repo.split("/"))  # files of the cache are links, which a run is not
+    atexit.register(shutil.rmtree, copy.parents[1], ignore_errors=True)
+    copy.mkdir(parents=True)
+    for file in Path(folder).iterdir():
+        if not any(file.match(pattern) for pattern in NEEDED):  # the cache may hold more files of the model
+            continue
+        if problem := file_problem(str(file), str(Path(folder).parents[1])):
+            raise InputError(f"{name}: {file.name} cannot be read: {problem}.")
+        shutil.copyfile(file, copy / file.name)
+    return copy
 
 
 def find_runs(folders: Sequence[str]) -> tuple[list[FinishedRun], list[str]]:

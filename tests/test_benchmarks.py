@@ -39,6 +39,13 @@ def test_speed():
 
 
 @pytest.mark.slow
+def test_objects():
+    found = table_rows(run_benchmark("objects", "--photos", "2", "--width", "400", "--rounds", "1"))
+    decode, prepare, each, *_ = found["4 photos of 400 x 300, 10 boxes each, crops of 64 px"]
+    assert min(map(float, (decode, prepare, each))) > 0
+
+
+@pytest.mark.slow
 def test_choices():
     short = "--only memory --rounds 2 --seconds 0 --models".split()
     kept, freed, ratio = table_rows(run_benchmark("choices", *short, "custom ViT, 64 px"))["custom ViT, 64 px"]

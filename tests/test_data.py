@@ -639,7 +639,7 @@ def test_a_missing_folder(load, tmp_path):
         load(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match="no such file or folder"):
         load(300 * "a")
-    with pytest.raises(InputError, match="neither Parquet files nor images"):
+    with pytest.raises(InputError, match="neither Parquet files, nor images"):
         load(str(tmp_path))
 
 

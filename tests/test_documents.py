@@ -1,6 +1,7 @@
 """Every command in the documents works, in a short form: with additional options that make it quick."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -97,6 +98,8 @@ def project(tmp_path_factory):
         (copy / "photos" / f"{row['image_id']}.jpg").write_bytes(row["image"]["bytes"])
         lines.append(f"{row['image_id']}.jpg,{','.join(map(str, row['bbox']))}")
     (copy / "boxes.csv").write_text("\n".join(lines) + "\n")
+    objects = [{"image_id": row["image_id"], "bbox": row["bbox"], "score": 0.9} for row in rows]
+    (copy / "detections.json").write_text(json.dumps(objects))
     options = f"--data sample --crop {TRAINING} --limit 64 --out {copy / 'RUN'} --cache {copy / '.cache'}"
     train_custom_cnn.main(options.split())
     return copy

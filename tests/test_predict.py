@@ -23,13 +23,15 @@ import export
 import predict
 from common import provenance
 from common.config import DataConfig, InputError
+from common.data.dataset import load_splits
 from common.deploy import formats
-from common.deploy.classify import decode_crop
+from common.deploy.classify import decode_crops
 from common.deploy.inputs import read_inputs
 from common.files import RUN_FILES
 from common.finished_run import read_run
 from common.metrics import METRICS
 from tests.helpers import READABLE, SAMPLE, SCRIPTS, UNREADABLE, edit_json, encode, launch, photo, read_json
+from tests.layouts import LAYOUTS, stem
 
 VAL = str(SAMPLE / "val-00000-of-00001.parquet")
 CNN = "train_custom_cnn"
@@ -185,6 +187,163 @@ def test_items_are_read_as_they_are_needed(parquet, rows):
     inputs, read = read_inputs(parquet({"val": rows["val"]})), []
     counted = lambda chosen: inputs.encoded(read.append(i) or i for i in chosen)  # noqa: E731
     assert next(replace(inputs, encoded=counted).items())[0] == rows["val"][0]["image"]["bytes"] and read == [0]
+
+
+# A detector before ---------------------------------------------------------------------------------------------------
+
+DETECTIONS = {
+    "file_name": lambda i, name: {"file_name": name},
+    "file name as id": lambda i, name: {"image_id": os.path.basename(name)},
+    "stem": lambda i, name: {"image_id": Path(name).stem},
+}
+
+
+@pytest.fixture
+def detect(photos, boxes):
+    """A function that writes the boxes of a.jpg and sub/c.jpg, and a second of a.jpg, as COCO results."""
+
+    def detect(name_image, wrap=list, bbox=(0, 0, 20, 20)):
+        found = [("sub/c.jpg", boxes["sub/c.jpg"]), ("a.jpg", boxes["a.jpg"]), ("sub/c.jpg", list(bbox))]
+        objects = [
+            name_image(i, name) | {"bbox": box, "score": 0.5 + i / 10, "category_id": 1}
+            for i, (name, box) in enumerate(found)
+        ]
+        (photos.parent / "detections.json").write_text(json.dumps(wrap(objects)))
+        return str(photos.parent / "detections.json")
+
+    return detect
+
+
+@pytest.mark.parametrize("kind", DETECTIONS)
+def test_the_file_of_a_detector_gets_categories(cropped, photos, predict_boxes, detect, tmp_path, kind):
+    file, out = detect(DETECTIONS[kind]), tmp_path / "found.json"
+    before = json.loads(Path(file).read_text())
+    results = predict.main([cropped, str(photos), "--boxes", file, "--output", str(out)])
+    after = json.loads(out.read_text())
+    assert [{k: v for k, v in item.items() if k not in ("category", "probability")} for item in after] == before
+    assert [r["image"] for r in results] == ["sub/c.jpg", "sub/c.jpg", "a.jpg"], "b.jpg, which has no box, is left out"
+    expected = {(r["image"], tuple(r["box"])): r for r in predict_boxes() if r["box"]}
+    assert after[1]["category"] == expected["a.jpg", tuple(before[1]["bbox"])]["category"]
+    assert after[0]["category"] == results[0]["category"] and after[2]["probability"] == results[1]["probability"]
+    predict.main([cropped, str(photos), "--boxes", file, "--output", str(out)])  # replaces its own file
+    with pytest.raises(InputError, match="not from an earlier call"):
+        predict.main([cropped, str(photos), "--boxes", file, "--output", file])
+
+
+def test_a_coco_file_names_its_images(cropped, photos, detect, tmp_path):
+    names, out = ("sub/c.jpg", "a.jpg"), tmp_path / "found.json"
+
+    def wrap(objects):
+        images = [{"id": 70 + i, "file_name": f"/elsewhere/{Path(name).name}"} for i, name in enumerate(names)]
+        return {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "object"}]}
+
+    file = detect(lambda i, name: {"image_id": 70 + names.index(name)}, wrap, bbox=(0, 0, 4000, 20))
+    predict.main([cropped, str(photos), "--boxes", file, "--output", str(out)])
+    content = read_json(tmp_path, "found.json")
+    assert content["images"] == json.loads(Path(file).read_text())["images"]
+    assert content["annotations"][1]["category"] and content["annotations"][2]["category"] is None
+    assert "extends outside" in content["annotations"][2]["error"]
+
+
+def test_numbers_of_coco_name_files_with_leading_zeros(cropped, photos, detect):
+    for number, name in ((139, "a.jpg"), (285, "sub/c.jpg")):
+        (photos / name).rename(photos / f"{number:012}.jpg")
+    results = predict.main([cropped, str(photos), "--boxes", detect(lambda i, name: {"image_id": [285, 139, 285][i]})])
+    assert [r["image"] for r in results] == ["000000000285.jpg"] * 2 + ["000000000139.jpg"]
+
+
+WRONG = {
+    "no JSON": ("[{", "is not valid JSON"),
+    "empty": ("[]", "must be a list of objects with bbox and image_id or file_name"),
+    "numbers": ("[1]", "must be a list of objects"),
+    "unknown": ('[{"image_id": 17, "bbox": [1, 2, 3, 4]}]', "object 0 has the image '17', which is none of the images"),
+    "no id": ('[{"bbox": [1, 2, 3, 4]}]', "object 0 has no image_id and no file_name"),
+    "no box": ('[{"file_name": "a.jpg"}]', "object 0: None is not a box"),
+    "texts": ('[{"file_name": "a.jpg", "bbox": ["a", 1, 2, 3]}]', "object 0: a,1,2,3 is not a box"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_file_of_a_detector(cropped, photos, name):
+    text, words = WRONG[name]
+    (photos.parent / "wrong.json").write_text(text)
+    with pytest.raises(InputError, match=f"--boxes .*wrong.json.*{words}"):
+        predict.main([cropped, str(photos), "--boxes", f"{photos.parent}/wrong.json"])
+
+
+def test_json_output_is_for_the_file_of_a_detector(cropped, photos, capsys):
+    with pytest.raises(SystemExit):
+        predict.main([cropped, str(photos), "--output", "found.json"])
+    assert "--boxes FILE.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["coco", "yolo", "objects, parquet"])
+def test_annotations_are_classified_and_scored(cropped, rows, tmp_path, capsys, layout):
+    """With many objects in a photo, as they were decoded for training."""
+    many = {s: [r for row in rows[s] for r in (row, dict(row, bbox=[0, 0, 90, 80]))] for s in rows}
+    LAYOUTS[layout](tmp_path / "data", many)
+    results = predict.main([cropped, str(tmp_path / "data")])
+    train, val = load_splits(replace(read_run(Path(cropped)).config, data=str(tmp_path / "data"), cache=str(tmp_path)))
+    boxes = {(stem(r["image"]), tuple(r["box"])): r for r in results}
+    assert len(results) == 48 == len(val) and "accuracy" in capsys.readouterr().out
+    inputs = read_inputs(str(tmp_path / "data"))
+    crops = [
+        c
+        for p in inputs.photos()
+        for c in decode_crops(*p, read_run(Path(cropped)).config, box_format=inputs.box_format)
+    ]
+    np.testing.assert_array_equal(np.stack([crop for crop, _ in crops]), val.pixels[val.index])
+    assert {box for _, box in boxes} == {tuple(row["bbox"]) for row in many["val"]}
+
+
+# Runs on the Hub -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_the_hub(cropped, tmp_path, monkeypatch):
+    """A run uploaded to the Hub, of which `snapshot_download` is replaced: files in its cache are links."""
+    repo = tmp_path / "cache" / "models--me--chairs"
+    snapshot = repo / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    for path in Path(cropped).iterdir():
+        if path.is_file():
+            shutil.copy(path, repo / "blobs" / path.name)
+            (snapshot / path.name).symlink_to(repo / "blobs" / path.name)
+    (snapshot / "extra").mkdir()
+    asked = []
+
+    def download(name, *, allow_patterns, **more):
+        asked.append((name, more.get("revision"), allow_patterns))
+        if name != "me/chairs":
+            raise OSError("404 Client Error")
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("common.data.hub.reachable", lambda url: True)
+    return snapshot, asked
+
+
+def test_a_run_on_the_hub(cropped, photos, on_the_hub, boxes):
+    line = [str(photos / "a.jpg"), "--bbox", ",".join(map(str, boxes["a.jpg"]))]
+    assert predict.main(["me/chairs@v1", *line]) == predict.main([cropped, *line])
+    ((name, revision, patterns),) = on_the_hub[1]
+    assert (name, revision) == ("me/chairs", "v1") and "model.safetensors" in patterns and "train_*.py" in patterns
+    with pytest.raises(InputError, match="me/nothing is neither a run folder nor a run on the Hub: 404"):
+        predict.main(["me/nothing", *line])
+
+
+def test_a_run_on_the_hub_is_checked_like_any_other(photos, on_the_hub, tmp_path):
+    snapshot, _ = on_the_hub
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(InputError, match="is not the file that the run wrote"):
+        predict.main(["me/chairs", str(photos / "a.jpg"), "--no-box-ok"])
+    (tmp_path / "secret").write_text("{}")
+    (snapshot / "labels.json").unlink()
+    (snapshot / "labels.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="me/chairs: labels.json cannot be read: a link to a file outside"):
+        predict.main(["me/chairs", str(photos / "a.jpg"), "--no-box-ok"])
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------
@@ -404,7 +563,7 @@ def test_boxes_in_one_corner_are_pointed_out(cropped, parquet, rows, capsys):
 
 def test_a_crop_has_the_memory_layout_of_the_pixel_array():
     """A transposed array makes a channels-last batch: other kernels, and logits that differ in the last digits."""
-    crop, _ = decode_crop(encode(photo()), None, DataConfig(image_size=32))
+    ((crop, _),) = decode_crops(encode(photo()), False, [None], DataConfig(image_size=32))
     assert crop.shape == (3, 32, 32) and crop.flags.c_contiguous
 
 

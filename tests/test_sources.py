@@ -138,6 +138,21 @@ def test_lists_of_any_arrow_type_are_boxes(tmp_path):
     assert splits["validation"].append(splits["train"])["bbox"] == [[5], *boxes, *other, *other]
 
 
+@pytest.mark.parametrize("column", ["label", "labels", "class"])
+def test_categories_in_a_column_of_another_name(tmp_path, column):
+    names = {"info": {"features": {column: {"names": ["Lamp", "Bed"], "_type": "ClassLabel"}}}}
+    plain = pa.table({column: [0, 1, -1]}, pa.schema([(column, pa.int64())], {"huggingface": json.dumps(names)}))
+    write_train(tmp_path, plain)
+    assert read_splits(str(tmp_path))["train"]["category"] == ["Lamp", "Bed", None]
+    write_train(tmp_path, {column: ["Lamp", "Bed"], "category": ["a", "b"]})
+    assert read_splits(str(tmp_path))["train"]["category"] == ["a", "b"], "category comes first"
+
+
+def test_labels_that_are_lists_are_no_category(tmp_path):
+    write_train(tmp_path, {"labels": [[1, 2], [3]]})
+    assert "category" not in read_splits(str(tmp_path))["train"]
+
+
 IDS = {  # what is stored, and what is read
     "nan": (pa.array([float("nan"), 1.5, None]), [None, "1.5", None]),
     "numbers": (pa.array([7, None, 2**63], pa.uint64()), ["7", None, str(2**63)]),
@@ -224,7 +239,9 @@ def test_images_are_read_in_any_order_and_from_their_row_groups_alone(rows, tmp_
     monkeypatch.setattr(ParquetFiles, "_scan", lambda self, group, *a: groups.append(group) or scan(self, group, *a))
     order = [64, 3, 3, 5, 2, 31, 40, 29]
     assert list(table.select(order).images()) == [files[i] for i in order]
-    assert groups == [9, 0, 0, 0, 5, 6, 4], "31 and 40 are in groups 5 and 6; each step back begins a group again"
+    assert groups == [9, 0, 0, 5, 6, 4], (
+        "3 is read once; 31 and 40 are in groups 5 and 6; each step back begins a group again"
+    )
     assert table.select(order).select([0, 5])["image_id"] == [rows["train"][i]["image_id"] for i in (64, 31)]
 
 
@@ -593,6 +610,30 @@ def test_a_card_that_does_not_fit(rows, hub, card, words):
     hub({"a/0.parquet": rows["train"], "b.parquet": rows["val"]}, card)
     with pytest.raises(InputError, match=f"(?s){words}"):
         read_splits("me/photos")
+
+
+def test_a_configuration_and_a_revision_of_the_hub(rows, hub, monkeypatch):
+    cards = "configs:\n- {config_name: x, data_files: a/*}\n- {config_name: y, data_files: b*}"
+    hub({"a/0.parquet": rows["train"], "b.parquet": rows["val"]}, cards)
+    with pytest.raises(InputError, match="no default, only x, y. Choose one with --data owner/name:CONFIG"):
+        read_splits("me/photos")
+    for name, split in (("x", "train"), ("y", "val")):
+        assert read_splits(f"me/photos:{name}")["train"]["image_id"] == [row["image_id"] for row in rows[split]]
+    with pytest.raises(InputError, match="no configuration z, only x, y"):
+        read_splits("me/photos:z")
+    asked, download = [], huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **m: asked.append(m.pop("revision")) or download(*a, **m)
+    )
+    read_splits("me/photos:x@refs/convert/parquet")
+    assert asked == ["refs/convert/parquet"]
+
+
+def test_a_configuration_that_is_a_folder(rows, hub):
+    """As in the branch refs/convert/parquet of the Hub."""
+    hub({f"{name}/{split}/0000.parquet": rows[split] for name in ("one", "two") for split in rows})
+    splits = read_splits("me/photos:two")
+    assert {name: len(table) for name, table in splits.items()} == {"train": 65, "validation": 24}
 
 
 def test_an_interrupted_download(rows, hub):

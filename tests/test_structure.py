@@ -15,9 +15,9 @@ from tests.helpers import ROOT, SCRIPTS, launch
 TOOLS = ["study", "compare", "predict", "export", "audit"]
 SLOW_IMPORTS = {"torch", "numpy", "datasets", "accelerate", "sklearn", "matplotlib"}
 # Limits that make a change of the structure or a new option a decision: raise one where that is worth it.
-MAX_FILES = 31  # modules of common that a training script reaches
-MAX_LEVELS = 12
-MAX_SHARED_OPTIONS = 29
+MAX_FILES = 32  # modules of common that a training script reaches
+MAX_LEVELS = 13
+MAX_SHARED_OPTIONS = 31
 MAX_OWN_OPTIONS = 10
 
 
@@ -115,9 +115,9 @@ def test_a_training_script_imports_at_the_top(script):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("test_*.py")), ids=lambda path: path.stem)
 def test_no_test_imports_another_or_the_fixtures(path):
-    """Code shared by several test files belongs in tests/helpers.py."""
+    """Code shared by several test files belongs in tests/helpers.py, the layouts of data in tests/layouts.py."""
     names = {name for name in imported(ast.parse(path.read_text())) if name.startswith("tests.")}
-    assert all(name == "tests.helpers" or name.startswith("tests.helpers.") for name in names), names
+    assert all(name.split(".")[1] in ("helpers", "layouts") for name in names), names
 
 
 def test_the_rules_see_what_they_forbid(tmp_path):

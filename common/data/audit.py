@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from common.config import printable
-from common.data.boxes import upper_left_note
+from common.data.boxes import count_outside, upper_left_note
 from common.data.dataset import ClassificationDataset, format_problems
 from common.data.image_folder import count_and_names
 
@@ -27,11 +27,14 @@ def audit(train: ClassificationDataset, val: ClassificationDataset) -> dict:
         rare_in_val: classes with fewer than five val rows.
         products, scenes: the number of distinct ids in train, in val and in both, the number of val rows with an id
             that also occurs in train (val_rows), and those ids (shared). None if a split has no such ids.
-        duplicates: groups of rows with identical image files, within a split and across splits.
+        duplicates: groups of photos with identical image files, within a split and across splits.
         near_duplicates: val crops that look like a train crop or like an earlier val crop: their
             `common.data.pixels.difference_hash` values differ in at most six of 64 bits.
+        objects: for each split, the number of photos, and the median and largest number of rows, that is objects, of a
+            photo; and in_both, the number of photos with several objects of which some are in train and some in val.
         boxes: deciles of the crop's width and height in pixels, the share of crops that are smaller than the model
-            input, and a sentence if the boxes look as if they were made for other images.
+            input, the number of boxes that were clipped at the edge of their images, and a sentence if the boxes look
+            as if they were made for other images.
         bad_rows: rows that cannot be used, with the reason.
         not_read: files in the data's folder that are not read, with their number and the first names.
     """
@@ -46,6 +49,7 @@ def audit(train: ClassificationDataset, val: ClassificationDataset) -> dict:
         "rare_in_val": [name for name, count in zip(train.classes, counts[1], strict=True) if count < MIN_VAL_ROWS],
         "products": _overlap(ids["train"]["product_id"], ids["val"]["product_id"]),
         "scenes": _overlap(ids["train"]["scene_id"], ids["val"]["scene_id"]),
+        "objects": _objects(splits),
         "duplicates": _duplicates(splits, ids),
         "near_duplicates": _near_duplicates(splits, ids),
         "boxes": {name: _box_sizes(split) for name, split in splits.items()},
@@ -79,10 +83,23 @@ def _overlap(train_ids: list[str], val_ids: list[str]) -> dict | None:
     }
 
 
+def _objects(splits: dict) -> dict:
+    """How many objects a photo has in each split, and how many photos with several objects are in both splits."""
+    result: dict = {}
+    for name, split in splits.items():
+        counts = np.unique(split.rows.photos, return_counts=True)[1]
+        result[name] = {"photos": len(counts), "median": float(np.median(counts)), "maximum": int(counts.max())}
+    train, val = (set(split.hashes[split.rows.shared, 0].tolist()) for split in splits.values())
+    both = {int(value) for value in splits["train"].hashes[:, 0]} & {int(value) for value in splits["val"].hashes[:, 0]}
+    return result | {"in_both": len(both & (train | val))}
+
+
 def _duplicates(splits: dict, ids: dict) -> dict:
-    """Groups of rows with identical image bytes."""
-    hashes = np.concatenate([split.hashes[:, 0] for split in splits.values()])
-    rows = [(name, image_id) for name in splits for image_id in ids[name]["image_id"]]
+    """Groups of photos with identical image bytes. A photo with many objects is not a duplicate of itself."""
+    firsts = {name: np.unique(split.rows.photos, return_index=True)[1] for name, split in splits.items()}
+    firsts = {name: np.sort(rows) for name, rows in firsts.items()}  # one row of each photo
+    hashes = np.concatenate([splits[name].hashes[rows, 0] for name, rows in firsts.items()])
+    rows = [(name, ids[name]["image_id"][i]) for name in splits for i in firsts[name]]
     _, group_of_row, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     repeated = np.flatnonzero(counts[group_of_row] > 1)
     groups: dict[int, list] = {}
@@ -144,6 +161,7 @@ def _box_sizes(split: ClassificationDataset) -> dict:
         "width_deciles": deciles[:, 0].tolist(),
         "height_deciles": deciles[:, 1].tolist(),
         "enlarged": enlarged,
+        "clipped": count_outside(split.boxes) if split.boxes is not None else 0,
         "note": upper_left_note(split.boxes) if split.boxes is not None else None,
     }
 
@@ -157,6 +175,10 @@ def describe(train: ClassificationDataset, val: ClassificationDataset, report: d
         dropped = f", {kept:,} after dropping {split.dropped} in unused categories" if split.dropped else ""
         used = f", {len(split):,} used" if len(split) < kept else ""
         lines.append(f"{name:5}  {split.source_rows:,} rows{dropped}{used}")
+        objects = report["objects"][name]
+        if objects["maximum"] > 1:
+            median = f"median {objects['median']:g}, maximum {objects['maximum']:,}"
+            lines.append(f"       {objects['photos']:,} photos; objects in a photo: {median}")
         if split.boxes is not None:
             lines.append(f"       {_crop_sizes(report['boxes'][name])}")
         if split.problems:
@@ -194,7 +216,12 @@ def findings(report: dict) -> list[str]:
                 f"({overlap['both']} of {overlap['val']} {kind}s): use --split-by {column} to separate them."
             )
     duplicates, near = report["duplicates"], report["near_duplicates"]
-    if duplicates["across_splits"]:
+    objects = report["objects"]
+    if objects["in_both"]:
+        sentences.append(
+            f"{objects['in_both']} photos have objects in both train and val: use --split-by image_id to separate them."
+        )
+    if duplicates["across_splits"] > objects["in_both"]:
         sentences.append(f"{duplicates['across_splits']} images occur in both train and val (identical files).")
     if duplicates["within_a_split"]:
         sentences.append(f"{duplicates['within_a_split']} images occur more than once in a split (identical files).")
@@ -203,6 +230,11 @@ def findings(report: dict) -> list[str]:
             f"{near['val_rows']} val rows look almost the same as a train row: see near_duplicates in the report."
         )
     for name, boxes in report["boxes"].items():
+        if boxes["clipped"]:
+            sentences.append(
+                f"{name}: {boxes['clipped']} of {report['rows'][name]['used']} boxes reach over the edge of their "
+                "images by up to a pixel or 1 %, and were clipped."
+            )
         if boxes["note"]:
             sentences.append(f"{name}: {boxes['note']}")
     if report["imbalance"] > 3:

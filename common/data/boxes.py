@@ -1,14 +1,16 @@
-"""Checks all boxes of a table together: are they x, y, width, height in pixels of the upright images?
+"""Boxes of several formats, and a check of all boxes of a table together: are they what they are taken for?
 
 A single box can rarely tell. [100, 80, 300, 240] lies inside a photo as x, y, width, height, but also as corners. In a
 whole table, boxes of another convention extend outside their images when read as x, y, width, height, and all of them
 fit when read as what they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from common.data.crop import edge_slack, malformed_box
 
 FIT = 0.95  # a table follows a convention if at least this share of its boxes fits
 DOUBTFUL = 0.1  # share of boxes clearly outside their images that makes another convention plausible
@@ -23,6 +25,37 @@ CONVENTIONS: list[tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = [
         lambda b: np.hstack([b[:, :2] - b[:, 2:] / 2, b[:, 2:]]),
     ),
 ]
+
+
+def to_pixels(bbox: Any, box_format: str, size: Sequence[float]) -> Any:
+    """A box as x, y, width, height in pixels, rounded to a thousandth of a pixel.
+
+    Args:
+        bbox: the box. Anything that is not four numbers is returned unchanged, for `box_problem` to refuse.
+        box_format: "xywh", "xyxy" or "cxcywh", followed by " fractions" for fractions of the image; with "", which
+            stands for x, y, width, height in pixels, the box is returned unchanged.
+        size: width and height of the upright image.
+    """
+    if not box_format or bbox is None or malformed_box(bbox):
+        return bbox
+    name, _, fractions = box_format.partition(" ")
+    a, b, c, d = (float(value) * (size[i % 2] if fractions else 1) for i, value in enumerate(bbox))
+    if name == "xyxy":
+        c, d = c - a, d - b
+    elif name == "cxcywh":
+        a, b = a - c / 2, b - d / 2
+    return [round(value, 3) for value in (a, b, c, d)]
+
+
+def are_fractions(boxes: Iterable[Any]) -> bool:
+    """Whether most of the boxes, of any format, are fractions of their images. What is no box does not count."""
+    values = np.array([[float(v) for v in box] for box in boxes if box is not None and not malformed_box(box)])
+    return len(values) > 0 and bool((abs(values) <= 1.01).all(axis=1).mean() > 0.5)
+
+
+def count_outside(rows: np.ndarray) -> int:
+    """How many boxes extend outside their images, by however little; `rows` are those of `convention_problem`."""
+    return int((~_fits(rows[:, :4], rows[:, 4:6])).sum())
 
 
 def convention_problem(rows: np.ndarray) -> str | None:
@@ -58,7 +91,8 @@ def convention_problem(rows: np.ndarray) -> str | None:
     counted = outside if len(boxes) >= MANY else ~_fits(boxes, sizes, slack)
     most_outside = counted.sum() > max(1, len(boxes) / 2)
     conventions = _fitting(boxes, sizes, slack) if most_outside or _is_doubtful(boxes, sizes, slack) else []
-    if not conventions and not most_outside:
+    clipped = ~outside | _fits(boxes, sizes, edge_slack(sizes))
+    if not conventions and (not most_outside or (~clipped).sum() <= max(1, len(boxes) / 2)):
         return None
     problem = f"{_share(outside)} extend outside their images, such as {_examples(boxes[outside], sizes[outside])}."
     if not conventions:

@@ -31,6 +31,26 @@ def box_problem(bbox: Sequence[float] | None, width: float, height: float) -> st
     return None
 
 
+def edge_slack(sides: Any) -> Any:
+    """By how many pixels a box may reach over the edge of an image of these sides, in pixels: 1, or 1 % of the side."""
+    return np.maximum(1, np.asarray(sides) / 100)
+
+
+def clip_box(bbox: Any, width: float, height: float) -> Any:
+    """`bbox` within the image if it reaches over its edges by at most `edge_slack`; otherwise, `bbox` unchanged."""
+    if bbox is None or malformed_box(bbox):
+        return bbox
+    x, y, w, h = bbox
+    right, bottom = x + w, y + h
+    if x >= 0 and y >= 0 and right <= width and bottom <= height:
+        return bbox
+    over = max(-x, right - width) <= edge_slack(width) and max(-y, bottom - height) <= edge_slack(height)
+    if not over or w <= 0 or h <= 0:
+        return bbox
+    x, y = max(0, x), max(0, y)
+    return [x, y, min(right, width) - x, min(bottom, height) - y]
+
+
 def malformed_box(bbox: Any) -> str | None:
     """Why `bbox` is not a list of four numbers, in a few words; None if it is."""
     if isinstance(bbox, str) or not isinstance(bbox, Sequence):
@@ -109,7 +129,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def crop_image(
@@ -120,6 +140,7 @@ def crop_image(
     margin: float = 0.0,
     fit: str = "squash",
     fill: tuple[int, int, int] = PAD_COLOR,
+    reduce: bool = False,
 ) -> tuple[Image.Image, tuple[float, float]]:
     """Crops `image` to `bbox` and resizes the crop to a square, with bilinear interpolation.
 
@@ -131,6 +152,8 @@ def crop_image(
         margin: context kept on each side of the box, as a fraction of the box's width or height.
         fit: "squash" stretches the crop to a square; "pad" keeps its aspect ratio and centres it on `fill`.
         fill: RGB colour of the padding, in [0, 255].
+        reduce: average blocks of 2 x 2, 4 x 4 or 8 x 8 pixels of a decoded image where a JPEG would be decoded at the
+            scale 1/2, 1/4 or 1/8, which is about the same and as much faster.
 
     Returns:
         The RGB image of size x size pixels, and the width and height of the crop in pixels of the upright image.
@@ -155,9 +178,15 @@ def crop_image(
     # Convert to pixels of the decoded image. Crop at whole pixels first, so that resizing reads no pixel beyond them.
     fx, fy = image.width / width, image.height / height
     left, top, right, bottom = left * fx, top * fy, right * fx, bottom * fy
-    outer = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
-    image = to_rgb(image.crop(outer))
-    box = left - outer[0], top - outer[1], right - outer[0], bottom - outer[1]
+    block = next(n for n in (8, 4, 2, 1) if n * scale <= 1 or n == 1) if reduce else 1
+    start = math.floor(left / block) * block, math.floor(top / block) * block
+    end = math.ceil(right / block) * block, math.ceil(bottom / block) * block
+    if block > 1:
+        end = min(end[0], image.width), min(end[1], image.height)
+    image = to_rgb(image.reduce(block, (*start, *end)) if block > 1 else image.crop((*start, *end)))
+    left, right = ((edge - start[0]) / block for edge in (left, right))
+    top, bottom = ((edge - start[1]) / block for edge in (top, bottom))
+    box = left, top, right, bottom
     if fit == "squash":
         return image.resize((size, size), Image.Resampling.BILINEAR, box=box), crop_size
     pads = padding(crop_size, size)

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from common.config import ID_COLUMNS, DataConfig, InputError, Normalization, TrainConfig, printable
 from common.data.boxes import convention_problem
 from common.data.pixels import content_hash, decode_images, normalize
-from common.data.sources import clean_categories, load_tables
+from common.data.sources import clean_categories, describe_layout, load_tables
 from common.data.splits import assign_folds, parse_split
 from common.data.table import Table
 from common.files import write_csv
@@ -105,6 +105,8 @@ def load_splits(
     """
     with PartialState().local_main_process_first():
         tables = load_tables(config)
+        if PartialState().is_local_main_process and (line := describe_layout(tables)):
+            print(printable(line), flush=True)
         categories = {split: clean_categories(table) for split, table in tables.items()}
         if config.split_by:
             return _load_and_split(tables["all"], categories["all"], config, decode_too)
@@ -167,6 +169,15 @@ def _load_and_split(rows, categories, config, decode_too) -> tuple[Classificatio
     return train, val
 
 
+def _format_hint(problem: str, rows: Table, config: DataConfig) -> str:
+    """Names `--box-format` if it can convert the boxes that `convention_problem` refuses."""
+    words = {"xywh": "fractions", "xyxy": "corners", "cxcywh": "centre"}
+    formats = [name for name, word in words.items() if word in problem]
+    if config.box_format != "auto" or rows.box_format or not formats:
+        return ""
+    return f" Or let --box-format {' or '.join(formats)} convert them."
+
+
 def _load_split(split, rows, categories, classes, config, decode_too) -> ClassificationDataset:
     """Selects the rows of a split, decodes them or reuses pixels from an earlier run, and handles bad rows."""
     label_of = {name: label for label, name in enumerate(classes)}
@@ -187,7 +198,7 @@ def _load_split(split, rows, categories, classes, config, decode_too) -> Classif
     decoded = decode_images(split, rows, content, [config, *decode_too])
     problem = convention_problem(decoded.boxes) if config.crop else None
     if problem:
-        raise InputError(f"--data {config.data}, {split} rows: {problem}")
+        raise InputError(f"--data {config.data}, {split} rows: {problem}{_format_hint(problem, rows, config)}")
     reasons |= {int(chosen[i]): reason for i, reason in decoded.problems.items()}
     problems = [{"split": split, "row": i, "id": ids[i], "reason": reasons[i]} for i in sorted(reasons)]
     if problems and config.bad_rows == "error":

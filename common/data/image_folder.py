@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,16 @@ import numpy as np
 import pyarrow as pa
 
 from common.config import ID_COLUMNS, InputError
-from common.data.table import ImageFiles, Table, as_text, clean_category, file_state, printable_name, read_file
+from common.data.table import (
+    ImageFiles,
+    Table,
+    as_text,
+    clean_category,
+    file_state,
+    parse_box,
+    printable_name,
+    read_file,
+)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -127,13 +135,37 @@ def _table(files: ImageFiles, names: list[str], metadata: dict[str, dict]) -> Ta
     columns["category"] = [printable_name(name.split("/")[-2]) for name in names]
     types = {"image": "image"} | dict.fromkeys(columns, "string")
     if "bbox" in given:
-        columns["bbox"], types["bbox"] = [_parse_box(line.get("bbox")) for line in lines], "list of double"
+        columns["bbox"], types["bbox"] = [parse_box(line.get("bbox")) for line in lines], "list of double"
     arrays = {name: pa.chunked_array([pa.array(values)]) for name, values in columns.items()}
-    return Table(arrays, types, files, np.arange(len(names)))
+    numbers = np.arange(len(names))
+    return Table(arrays, types, files, numbers, numbers)
 
 
 def _read_metadata(folder: Path, file: str, images: list[str]) -> dict[str, dict]:
     """The lines of a metadata file by their file_name."""
+    path = folder / file
+    by_name: dict[str, dict] = {}
+    for line in metadata_lines(folder, file):
+        name = printable_name(line["file_name"])
+        if name in by_name:
+            raise InputError(
+                f"{path} lists {name} more than once: keep one line per image or, if its lines are several objects, "
+                "add a column category."
+            )
+        by_name[name] = line
+    if not any(_in_split(name) in by_name for name in images):
+        raise InputError(
+            f"{path} lists none of the images in its folder: file_name must be a path such as {_in_split(images[0])}."
+        )
+    return by_name
+
+
+def metadata_lines(folder: Path, file: str) -> list[dict]:
+    """The lines of a metadata file, each with a text file_name.
+
+    Raises:
+        InputError: the file cannot be read, or a line has no file_name.
+    """
     path = folder / file
     content = read_file(str(path), str(folder))
     if isinstance(content, str):
@@ -146,20 +178,11 @@ def _read_metadata(folder: Path, file: str, images: list[str]) -> dict[str, dict
             lines = [{key: value for key, value in line.items() if value} for _, line in csv_lines(text)[1]]
     except (ValueError, RecursionError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    by_name: dict[str, dict] = {}
     for number, line in enumerate(lines, 1):
         if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
             columns = f"its columns are {', '.join(map(str, line))}" if isinstance(line, dict) else "it has none"
             raise InputError(f"{path}, line {number} has no column file_name; {columns}.")
-        name = printable_name(line["file_name"])
-        if name in by_name:
-            raise InputError(f"{path} lists {name} more than once: keep one line per image.")
-        by_name[name] = line
-    if not any(_in_split(name) in by_name for name in images):
-        raise InputError(
-            f"{path} lists none of the images in its folder: file_name must be a path such as {_in_split(images[0])}."
-        )
-    return by_name
+    return lines
 
 
 def csv_lines(text: str) -> tuple[Sequence[str], list[tuple[int, dict[str, Any]]]]:
@@ -182,17 +205,3 @@ def csv_lines(text: str) -> tuple[Sequence[str], list[tuple[int, dict[str, Any]]
             )
         lines.append((reader.line_num, line))
     return columns, lines
-
-
-def _parse_box(value: Any) -> list[float] | None:
-    """A box from metadata, a list or a string such as "[10, 20, 30, 40]", as floats.
-
-    None if there is none, and NaN if it is anything else, which is reported as a box that is not made of numbers.
-    """
-    if value is None or value == "" or value != value:
-        return None
-    try:
-        box = json.loads(value) if isinstance(value, str) else value
-        return [float(v) for v in box] if box is not None else None
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        return [math.nan] * 4

@@ -4,15 +4,27 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from common.config import ID_COLUMNS, InputError
-from common.data.table import ParquetFiles, Table, as_text, file_problem, file_state, open_parquet, printable_name
+from common.data.table import (
+    ParquetFiles,
+    Table,
+    as_text,
+    file_problem,
+    file_state,
+    open_parquet,
+    parse_box,
+    printable_name,
+)
 
 TEXTS = (*ID_COLUMNS, "category")
-IN_MEMORY = (*TEXTS, "bbox")
+IN_MEMORY = (*TEXTS, "bbox", "objects")
+CATEGORY_COLUMNS = ("category", "label", "labels", "class")  # the first of these that a table has is the category
+OBJECT_CATEGORIES = ("category", "categories", "category_id", "labels", "label")
 IMAGES = ("image", "mask")
 KEYWORDS = {  # words in the names of files and folders, as in the library datasets
     "train": ("train", "training"),
@@ -30,7 +42,7 @@ def parquet_splits(names: Iterable[str]) -> dict[str, list[str]]:
     """
     names = [name for name in names if not any(part.startswith("__") for part in name.split("/")[:-1])]
     splits: dict[str, list[str]] = {}
-    for find in (_shard_splits, _folder_splits, _file_splits):
+    for find in (_shard_splits, folder_splits, _file_splits):
         for name in names:
             for split in find(name):
                 splits.setdefault(split, []).append(name)
@@ -44,7 +56,8 @@ def _shard_splits(name: str) -> list[str]:
     return [shard[1]] if shard else []
 
 
-def _folder_splits(name: str) -> list[str]:
+def folder_splits(name: str) -> list[str]:
+    """The splits that the folders in the name of a file are named after."""
     return [split for split in KEYWORDS if any(_names(split, part) for part in name.split("/")[:-1])]
 
 
@@ -99,15 +112,19 @@ def _read_files(paths: list[str], unread: tuple[str, ...]) -> Table:
     tables: list[pa.Table] = []
     types: dict[str, str] = {}
     states = [file_state(path) for path in paths]
+    photo_of: list[np.ndarray] = []
+    number_of_photos = 0
     for path in paths:
         with open_parquet(path) as file:
-            class_names = _class_names(file.schema_arrow)
-            file_types = {field.name: _type_name(field) for field in file.schema_arrow}
-            twice = [name for name in (*IN_MEMORY, *IMAGES) if file.schema_arrow.names.count(name) > 1]
+            schema = file.schema_arrow
+            file_types = {field.name: _type_name(field) for field in schema}
+            category = _category_column(schema)
+            class_names = _class_names(schema, category)
+            twice = [name for name in (*IN_MEMORY, *IMAGES, category) if schema.names.count(name) > 1]
             if twice:
                 raise InputError(f"{path} has several columns {twice[0]}: keep one of them.")
-            if class_names:
-                file_types["category"] = "class label"
+            if category in file_types:
+                file_types["category"] = "class label" if class_names else file_types.pop(category)
             types = types or file_types
             for name in (*IN_MEMORY, *IMAGES):
                 if file_types.get(name) != types.get(name):
@@ -115,11 +132,20 @@ def _read_files(paths: list[str], unread: tuple[str, ...]) -> Table:
                         f"{path} differs from {paths[0]}: its column {name} is {file_types.get(name, 'missing')}, not "
                         f"{types.get(name, 'missing')}. The files of a split must have the same columns."
                     )
-            names = [name for name in IN_MEMORY if name in file_types]
+            boxes_in_objects = _has_objects(schema)
+            names = [name for name in IN_MEMORY if name in file_types and (name != "objects" or boxes_in_objects)]
+            stored = [category if name == "category" else name for name in names]
             try:
-                table = file.read(columns=names).select(names)
+                table = file.read(columns=stored).select(stored).rename_columns(names)
             except (pa.ArrowException, OSError) as error:
                 raise InputError(f"{path} cannot be read: {error}") from error
+            file_rows = file.metadata.num_rows
+        photos = np.arange(file_rows)  # the table has no columns if the file has only images
+        if boxes_in_objects:
+            table, photos = _one_row_per_object(table, _class_names(schema, "objects"), path)
+            names, class_names = table.column_names, []
+        photo_of.append(photos + number_of_photos)
+        number_of_photos += file_rows
         if class_names:
             named = _named(table["category"].to_pylist(), class_names, path)
             table = table.set_column(names.index("category"), "category", pa.array(named, pa.string()))
@@ -127,7 +153,82 @@ def _read_files(paths: list[str], unread: tuple[str, ...]) -> Table:
             table = table.set_column(i, name, _plain(name, table[name], path))
         tables.append(table.cast(tables[0].schema) if tables else table)
     rows, files = pa.concat_tables(tables), ParquetFiles(paths, states)
-    return Table({name: rows[name] for name in rows.column_names}, types, files, np.arange(len(files)), unread)
+    if boxes_in_objects:
+        types = {name: kind for name, kind in types.items() if name not in ("objects", "category")}
+        types |= {"category": "string", "bbox": "list of double"}
+    return Table(
+        columns={name: rows[name] for name in rows.column_names},
+        types=types,
+        files=files,
+        numbers=np.arange(sum(map(len, photo_of))),
+        photo_of=np.concatenate(photo_of),
+        layout="Hugging Face objects" if boxes_in_objects else "",
+        unread=unread,
+    )
+
+
+def _category_column(schema: pa.Schema) -> str:
+    """The name of the column with the categories of a table, "category" if there is none."""
+    plain = [field.name for field in schema if not pa.types.is_nested(field.type) or field.name == "category"]
+    return next((name for name in CATEGORY_COLUMNS if name in plain), "category")
+
+
+def _has_objects(schema: pa.Schema) -> bool:
+    """Whether a table has a column `objects` with the boxes of each photo, and no column bbox."""
+    if schema.names.count("objects") != 1 or "bbox" in schema.names:
+        return False
+    kind = schema.field("objects").type
+    kind = kind.value_type if _is_list(kind) else kind
+    return pa.types.is_struct(kind) and kind.get_field_index("bbox") >= 0
+
+
+def objects_of(value: Any) -> list[tuple[Any, Any]]:
+    """The box and the category of each object in a value of a column `objects`: a dict of lists, or a list of dicts.
+
+    The category is the first of `OBJECT_CATEGORIES`.
+
+    Raises:
+        ValueError: the value is something else, has no boxes or no categories, or differs in their number.
+    """
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        key = next((name for name in OBJECT_CATEGORIES if name in value), None)
+        boxes, categories = value.get("bbox"), value.get(key) if key else None
+        if not isinstance(boxes, list) or not isinstance(categories, list):
+            raise ValueError(f"objects must have lists bbox and category; it has {', '.join(map(str, value))}.")
+        if len(boxes) != len(categories):
+            raise ValueError(f"objects has {len(boxes)} boxes, but {len(categories)} categories.")
+        return list(zip(boxes, categories, strict=True))
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError("objects must be a dict of lists or a list of dicts, with bbox and category.")
+    pairs = []
+    for item in value:
+        key = next((name for name in OBJECT_CATEGORIES if name in item), None)
+        if key is None or "bbox" not in item:
+            raise ValueError(f"each of objects must have bbox and category; one has {', '.join(map(str, item))}.")
+        pairs.append((item["bbox"], item[key]))
+    return pairs
+
+
+def _one_row_per_object(table: pa.Table, class_names: list[str], path: str) -> tuple[pa.Table, np.ndarray]:
+    """The table with category and bbox of each object instead of `objects`, and the row that each comes from."""
+    photos, boxes, categories = [], [], []
+    for row, value in enumerate(table["objects"].to_pylist()):
+        try:
+            pairs = objects_of(value)
+        except ValueError as error:
+            raise InputError(f"{path}, row {row}: {error}") from error
+        photos += [row] * len(pairs)
+        boxes += [parse_box(bbox) for bbox, _ in pairs]
+        categories += [category for _, category in pairs]
+    if class_names:
+        categories = _named(categories, class_names, path)
+    kept = [name for name in table.column_names if name not in ("objects", "category")]
+    table = table.select(kept).take(pa.array(photos, pa.int64()))
+    texts = pa.array([as_text(category) for category in categories], pa.string())
+    table = table.append_column("category", texts).append_column("bbox", pa.array(boxes, pa.list_(pa.float64())))
+    return table, np.array(photos, np.int64)
 
 
 def _plain(name: str, values: pa.ChunkedArray, path: str) -> pa.ChunkedArray:
@@ -154,12 +255,21 @@ def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _class_names(schema: pa.Schema) -> list[str]:
-    """The names of a ClassLabel column "category", which stores numbers; empty if it is of another type."""
+def _class_names(schema: pa.Schema, column: str) -> list[str]:
+    """The names of a ClassLabel column, which stores numbers, or of that of the categories in the column `objects`.
+
+    Empty if it is of another type.
+    """
     try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["category"]
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        if column == "objects":  # {"feature": {...}}, [{...}] or {"bbox": ..., "category": {"feature": {...}}}
+            feature = feature[0] if isinstance(feature, list) else feature
+            feature = feature["feature"] if isinstance(feature.get("feature"), dict) else feature
+            feature = feature[next(name for name in OBJECT_CATEGORIES if name in feature)]
+            feature = feature[0] if isinstance(feature, list) else feature
+            feature = feature["feature"] if isinstance(feature.get("feature"), dict) else feature
         return [str(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else []
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError):
         return []
 
 

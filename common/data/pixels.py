@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cache
-from itertools import islice, repeat
+from itertools import count, groupby, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from common.config import IMAGENET, DataConfig, InputError, Normalization
-from common.data.crop import box_row, crop_image, padding
+from common.config import DataConfig, InputError, Normalization
+from common.data.boxes import to_pixels
+from common.data.crop import box_row, clip_box, crop_image, orientation_of, padding, upright_size
 from common.data.table import CHANGED, ImageFiles, Table
 from common.files import atomic_path
 
@@ -68,6 +69,28 @@ def open_image(encoded: bytes | str, *, max_megapixels: int = DataConfig.max_meg
     return Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 
+class Photo(NamedTuple):
+    """A photo whose pixels are decoded when they are needed or, if several crops are made of it, already decoded."""
+
+    opened: Image.Image  # as `open_image` returns it, for its format, size and EXIF orientation
+    image: Image.Image  # what is cropped: the same or, if it is already decoded, the upright image
+    reduce: bool  # see `common.data.crop.crop_image`
+
+
+def open_photo(encoded: bytes | str, *, shared: bool, max_megapixels: int = DataConfig.max_megapixels) -> Photo:
+    """Opens a photo as `open_image`, which see for the arguments and errors.
+
+    A photo of one crop is decoded by `crop_image`, a JPEG at the scale that this crop needs. A `shared` photo, of which
+    several crops are made, is decoded here, once and at full scale, so that the pixels of a crop depend on no other.
+    The crops of a JPEG are then reduced by the factor at which `crop_image` would have decoded it for each of them.
+    """
+    opened = image = open_image(encoded, max_megapixels=max_megapixels)
+    if shared:
+        opened.load()
+        image = ImageOps.exif_transpose(opened) if orientation_of(opened) != 1 else opened
+    return Photo(opened, image, reduce=shared and opened.format in SCALED_FORMATS)
+
+
 def content_hash(rows: Table, selection: list, cache: str) -> str:
     """Hexadecimal sha256 of the image files and boxes of `rows`.
 
@@ -99,8 +122,10 @@ def _content_key(rows: Table, selection: list) -> str | None:
     """A key that identifies `rows` without reading image files; None if a file is missing."""
     states = rows.files.states
     if isinstance(rows.files, ImageFiles):
-        states = [states[number] for number in rows.numbers]
+        states = [states[number] for number in rows.photos]
         selection = rows["bbox"] if "bbox" in rows else [None] * len(rows)
+        if rows.shared.any():  # the hash of a photo depends on it, and so do its crops
+            selection = [selection, rows.shared.tolist()]
     if None in states:
         return None
     return hashlib.sha256(json.dumps([selection, states], default=str).encode()).hexdigest()[:32]
@@ -111,7 +136,7 @@ class Pixels(NamedTuple):
 
     pixels: np.ndarray  # uint8 memory map (N, 3, S, S)
     crop_sizes: np.ndarray  # (N, 2) float32, width and height of each crop in pixels before it was made square
-    boxes: np.ndarray  # (N, 7) float64, `common.data.crop.box_row` of each row; NaN without `--crop`
+    boxes: np.ndarray  # (N, 7) float64, `common.data.crop.box_row` of each row, not clipped; NaN without `--crop`
     hashes: np.ndarray  # (N, 2) uint64, a hash of the image file and the `difference_hash` of the crop
     problems: dict[int, str]  # the reasons why rows have no pixels
 
@@ -121,18 +146,18 @@ def decode_images(split: str, rows: Table, content: str, configs: Sequence[DataC
 
     A folder of the cache contains the arrays of `Pixels`, and checksums.json with a checksum of each file and the name
     of the folder, which is a hash of `content` (see `content_hash`) and of every setting that affects the pixels. All
-    new folders are filled in one pass: each image is read once and, except for JPEG, decoded once.
+    new folders are filled in one pass: each image is read once and, except for JPEG, decoded once. A photo of several
+    rows is always decoded once.
 
     Raises:
         InputError: the cache cannot be written.
     """
-    version = 6  # to be increased when the content of the folder changes
+    version = 7  # to be increased when the content of the folder changes
     folders = {}
     for config in configs:
         crop = [config.crop, config.margin * config.crop, config.fit, config.image_size]
-        color = config.normalization.color
-        other_padding = [color] * (config.fit == "pad" and color != IMAGENET.color)  # none: as in folders made before
-        settings = [version, content, *crop, config.max_megapixels, *other_padding]
+        color = config.normalization.color if config.fit == "pad" else None  # of the padding
+        settings = [version, content, *crop, config.max_megapixels, rows.box_format, color]
         name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
         folders[Path(config.cache, name)] = config
     first, config = next(iter(folders.items()))
@@ -158,13 +183,11 @@ def decode_images(split: str, rows: Table, content: str, configs: Sequence[DataC
 def _fill_folders(split: str, rows: Table, content: str, folders: dict[Path, DataConfig]) -> None:
     """Decodes `rows` into new folders of the cache."""
     with ExitStack() as stack:
-        arrays = [
-            _PixelArray(stack.enter_context(atomic_path(path)), len(rows), config) for path, config in folders.items()
-        ]
+        arrays = [_PixelArray(stack.enter_context(atomic_path(path)), rows, config) for path, config in folders.items()]
         progress = stack.enter_context(tqdm(total=len(rows), desc=f"decoding {split}", disable=None, unit=" images"))
         sha256 = hashlib.sha256()
         batches = _image_batches(rows, sha256)
-        for count in map_ahead(lambda batch: _decode_batch(batch[0], batch[1], arrays), batches, ahead=2 * WORKERS):
+        for count in map_ahead(lambda batch: _decode_batch(*batch, arrays), batches, ahead=2 * WORKERS):
             progress.update(count)
         if sha256.hexdigest() != content:
             raise InputError(CHANGED)
@@ -229,13 +252,16 @@ def crop_with(
     bbox: Sequence[float] | None,
     *,
     fill: tuple[int, int, int] | None = None,
+    reduce: bool = False,
 ) -> tuple[Image.Image, tuple[float, float]]:
-    """Calls `common.data.crop.crop_image` with the settings of `config`. The box is ignored without `--crop`.
+    """Calls `common.data.crop.crop_image` with the settings of `config`, and the box as `clip_box` returns it.
 
-    Padding has the colour `fill`, by default the mean colour of the normalisation.
+    The box is ignored without `--crop`. Padding has the colour `fill`, by default the mean colour of the normalisation.
     """
-    box, fill = bbox if config.crop else None, fill or config.normalization.color
-    return crop_image(image, box, size=config.image_size, margin=config.margin, fit=config.fit, fill=fill)
+    box = clip_box(bbox, *upright_size(image)) if config.crop else None
+    fill = fill or config.normalization.color
+    size, margin, fit = config.image_size, config.margin, config.fit
+    return crop_image(image, box, size=size, margin=margin, fit=fit, fill=fill, reduce=reduce)
 
 
 def error_reason(error: Exception) -> str:
@@ -259,10 +285,10 @@ def difference_hash(image: Image.Image) -> int:
 class _PixelArray:
     """The arrays of one cache folder while it is being filled."""
 
-    def __init__(self, folder: Path, n: int, config: DataConfig):
+    def __init__(self, folder: Path, rows: Table, config: DataConfig):
         folder.mkdir()
-        size = config.image_size
-        self.folder, self.config = folder, config
+        n, size = len(rows), config.image_size
+        self.folder, self.config, self.box_format = folder, config, rows.box_format
         self.pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (n, 3, size, size))
         if hasattr(os, "posix_fallocate"):  # otherwise a full disk kills the process with SIGBUS on a later write
             with open(folder / "pixels.npy", "rb+") as file:
@@ -272,12 +298,13 @@ class _PixelArray:
         self.hashes = np.zeros((n, 2), np.uint64)
         self.problems: dict[int, str] = {}
 
-    def put(self, i: int, image: Image.Image, bbox: Sequence[float] | None, file_hash: int) -> None:
-        """Crops `image` into row i."""
+    def put(self, i: int, photo: Photo, bbox: Sequence[float] | None, file_hash: int) -> None:
+        """Crops `photo` into row i."""
         config = self.config
         if config.crop:
-            self.boxes[i] = box_row(bbox, image)
-        image, self.crop_sizes[i] = crop_with(config, image, bbox)
+            bbox = to_pixels(bbox, self.box_format, upright_size(photo.opened))
+            self.boxes[i] = box_row(bbox, photo.opened)
+        image, self.crop_sizes[i] = crop_with(config, photo.image, bbox, reduce=photo.reduce)
         self.pixels[i] = np.asarray(image).transpose(2, 0, 1)
         if config.fit == "pad":  # hash without the padding, which would make all narrow crops look alike
             x, y = padding(self.crop_sizes[i].tolist(), config.image_size)
@@ -295,43 +322,63 @@ class _PixelArray:
         (self.folder / "checksums.json").write_text(json.dumps(checksums), encoding="utf-8")
 
 
-def _decode_batch(first: int, batch: list[tuple[bytes | str, list | None]], arrays: list[_PixelArray]) -> int:
+def _decode_batch(first: int, batch: list["_PhotoRows"], arrays: list[_PixelArray]) -> int:
     """Decodes rows first, first + 1, ... into every array and records failures in `problems`.
 
     Returns the number of rows in the batch.
     """
-    for i, (encoded, bbox) in enumerate(batch, first):
-        image = None
-        for array in arrays:
-            try:
-                if array.config.crop and bbox is None:
-                    raise ValueError("no box")
-                if image is None or image.format in SCALED_FORMATS:
-                    image = open_image(encoded, max_megapixels=array.config.max_megapixels)
-                    assert isinstance(encoded, bytes), "or open_image would fail"
-                    file_hash = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest())
-                array.put(i, image, bbox, file_hash)
-            except Exception as error:  # PIL raises many kinds of exceptions for broken files
-                array.problems[i] = error_reason(error)
-                image = None  # used again, it would raise no error but give a partly decoded image
-    return len(batch)
+    numbers = count(first)
+    for encoded, shared, boxes, sha256 in batch:
+        photo: Photo | None = None
+        file_hash = 0
+        for bbox, i in zip(boxes, numbers, strict=False):
+            for array in arrays:
+                try:
+                    if array.config.crop and bbox is None:
+                        raise ValueError("no box")
+                    if photo is None or (photo.opened.format in SCALED_FORMATS and not shared):
+                        photo = open_photo(encoded, shared=shared, max_megapixels=array.config.max_megapixels)
+                        assert isinstance(encoded, bytes), "or open_photo would fail"
+                        digest = sha256 or hashlib.sha256(encoded).digest()
+                        file_hash = int.from_bytes(digest[:8])
+                    array.put(i, photo, bbox, file_hash)
+                except Exception as error:  # PIL raises many kinds of exceptions for broken files
+                    array.problems[i] = error_reason(error)
+                    if not shared:
+                        photo = None  # used again, it would raise no error but give a partly decoded image
+    return sum(len(photo.boxes) for photo in batch)
 
 
-def _image_batches(
-    rows: Table, sha256: Any, size: int = 8
-) -> Iterator[tuple[int, list[tuple[bytes | str, list | None]]]]:
-    """Batches of `size` rows: the first row's number, and for each row the encoded image and the box.
+class _PhotoRows(NamedTuple):
+    """Successive rows that show one photo."""
 
-    An image is its bytes or, as text, why there is none. All images and boxes are added to the hash `sha256`.
+    encoded: bytes | str  # the image or, as text, why there is none
+    shared: bool  # see `Table.shared`
+    boxes: list[Sequence[float] | None]  # of each row
+    sha256: bytes  # of a shared photo, otherwise empty
+
+
+def _image_batches(rows: Table, sha256: Any, size: int = 8) -> Iterator[tuple[int, list[_PhotoRows]]]:
+    """Batches of `size` photos: the number of the first row, and the rows of each photo.
+
+    All images and boxes are added to the hash `sha256`; the image of successive rows only once, and as its own hash if
+    it is shared.
     """
     boxes = (box.as_py() for box in rows.column("bbox")) if "bbox" in rows else repeat(None)
-    pairs = zip(rows.images(), boxes, strict=False)
-    for first in range(0, len(rows), size):
-        batch = list(islice(pairs, size))
-        for image, bbox in batch:
-            if isinstance(image, bytes):
-                sha256.update(json.dumps([len(image), bbox], default=str).encode())
-                sha256.update(image)
-            else:
-                sha256.update(json.dumps([image, bbox], default=str).encode())
+    values = zip(rows.photos.tolist(), rows.shared.tolist(), rows.images(), boxes, strict=False)
+    photos = groupby(values, key=lambda row: row[0])
+    first = 0
+    while batch := [_photo_rows(list(group), sha256) for _, group in islice(photos, size)]:
         yield first, batch
+        first += sum(len(photo.boxes) for photo in batch)
+
+
+def _photo_rows(group: list[tuple], sha256: Any) -> _PhotoRows:
+    (_, shared, image, _), boxes = group[0], [bbox for *_, bbox in group]
+    digest = hashlib.sha256(image).digest() if shared and isinstance(image, bytes) else b""
+    for number, bbox in enumerate(boxes):
+        length = len(image) if isinstance(image, bytes) else image
+        sha256.update(json.dumps([None if number else length, bbox], default=str).encode())
+        if isinstance(image, bytes) and not number:
+            sha256.update(digest or image)
+    return _PhotoRows(image, shared, boxes, digest)

@@ -3,17 +3,22 @@
 import os
 import re
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 
 from common.config import ID_COLUMNS, DataConfig, InputError
+from common.data.annotations import POLYGONS, read_annotations
+from common.data.boxes import are_fractions
 from common.data.hub import hub_or_cache
 from common.data.image_folder import count_and_names, is_image, list_files, read_image_folder
 from common.data.parquet import check_complete, parquet_splits, read_parquet
 from common.data.table import Table, clean_category, file_problem
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
+HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?::([^:@]+))?(?:@([\w./-]+))?")
 VAL_NAMES = ("val", "validation", "valid", "dev")
 
 
@@ -36,27 +41,80 @@ def load_tables(config: DataConfig, *extra_columns: str) -> dict[str, Table]:
     if "train" not in splits:
         raise InputError(f"--data {config.data} has no train split, only {', '.join(splits)}: rename a split to train.")
     train = splits["train"]
-    found = [name for name in VAL_NAMES if name in splits]
+    val_names = VAL_NAMES if config.val_split in ("", *VAL_NAMES) else (config.val_split,)
+    found = [name for name in val_names if name in splits]
+    if config.val_split and (not found or config.val_split == "train"):
+        raise InputError(
+            f"--val-split {config.val_split}: --data {config.data} has no such split apart from train, only "
+            f"{', '.join(splits)}."
+        )
     if len(found) > 1:
         raise InputError(f"--data {config.data} has several val splits, {' and '.join(found)}: keep one of them.")
     val = splits[found[0]] if found else None
     if val is None and not config.split_by:
         raise InputError(
             f"--data {config.data} has no val split, only {', '.join(splits)}: create one with --split-by product_id, "
-            "or with --split-by image_id if the images are not grouped."
+            f"or with --split-by image_id if the images are not grouped{_other_split(splits)}."
         )
     others = [f"{name}: {len(table)} rows" for name, table in splits.items() if name not in ("train", *found)]
     train = replace(train, unread=(*train.unread, *others))
     tables = (
         {"train": train, "val": val} if val is not None and not config.split_by else {"all": _concatenate(train, val)}
     )
-    return {split: _select_columns(split, rows, config, extra_columns) for split, rows in tables.items()}
+    tables = {split: _select_columns(split, rows, config, extra_columns) for split, rows in tables.items()}
+    return _with_box_format(tables, config)
+
+
+def _other_split(splits: dict[str, Table]) -> str:
+    """How to use a split that is neither train nor val, as the end of a sentence."""
+    others = [name for name in splits if name != "train"]
+    return f"; or use {others[0]} for it with --val-split {others[0]}" if others else ""
+
+
+def _with_box_format(tables: dict[str, Table], config: DataConfig) -> dict[str, Table]:
+    """The tables with boxes in the format of `--box-format`, in pixels or in fractions, as their values say."""
+    if config.box_format == "auto":
+        return tables
+    fractions = are_fractions(chain.from_iterable(rows["bbox"] for rows in tables.values() if "bbox" in rows))
+    box_format = config.box_format + " fractions" * fractions
+    remark = f"boxes read as {config.box_format} in {'fractions of the image' if fractions else 'pixels'}"
+    return {
+        split: replace(
+            rows,
+            box_format="" if box_format == "xywh" else box_format,
+            layout=rows.layout or "table",
+            remarks=(*rows.remarks, remark),
+        )
+        for split, rows in tables.items()
+    }
+
+
+def describe_layout(tables: dict[str, Table]) -> str:
+    """Such as "COCO annotations: 364 photos, 4,900 objects, 3 categories"; empty for a table of photos."""
+    first = next(iter(tables.values()))
+    if not first.layout:
+        return ""
+    photos = sum(len(np.unique(rows.photos)) for rows in tables.values())
+    categories = {name for rows in tables.values() for name in clean_categories(rows)} - {None}
+    counts = {
+        "photo": photos,
+        "object": sum(map(len, tables.values())),
+        "category": len(categories),
+    }
+    words = [f"{n:,} {_plural(name) if n != 1 else name}" for name, n in counts.items()]
+    remarks = dict.fromkeys(chain.from_iterable(rows.remarks for rows in tables.values()))
+    return f"{first.layout}: {', '.join([*words, *remarks])}"
+
+
+def _plural(name: str) -> str:
+    return f"{name[:-1]}ies" if name.endswith("y") else f"{name}s"
 
 
 def read_splits(data: str) -> dict[str, Table]:
     """Reads all splits of `data`, unchanged.
 
-    `data` is "sample" (the bundled sample), a Parquet file, a folder of Parquet files, an image folder or a Hub id.
+    `data` is "sample" (the bundled sample), a Parquet file, a folder of Parquet files, a folder of images with their
+    classes or annotations (see `common.data.annotations`), or a Hub id, owner/name[:CONFIG][@REVISION].
 
     Raises:
         InputError: there is no such data, or it cannot be read.
@@ -76,10 +134,13 @@ def read_splits(data: str) -> dict[str, Table]:
             unread = sorted(set(parquet).difference(*parts.values()))
             unread += [name for name in skipped if name[-1] == "/" and not Path(name).name.startswith(".")]  # links
             return read_parquet(source, parts, root=source, unread=unread)
-        splits = read_image_folder(source, files, skipped)
+        splits = read_annotations(source, files, skipped) or read_image_folder(source, files, skipped)
         if not splits:
             found = f" It contains {count_and_names(files + skipped)}." if files or skipped else ""
-            raise InputError(f"{data} contains neither Parquet files nor images in train/CLASS/ and val/CLASS/.{found}")
+            raise InputError(
+                f"{data} contains neither Parquet files, nor images in train/CLASS/ and val/CLASS/, nor annotations "
+                f"(COCO, YOLO, Pascal VOC, or metadata.jsonl or .csv with categories).{found}"
+            )
         return splits
     if is_hub_id(data):
         return _load_from_hub(data)
@@ -89,8 +150,8 @@ def read_splits(data: str) -> dict[str, Table]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form owner/name and is not an existing path."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None and not os.path.exists(name)
+    """Whether `name` has the form owner/name[:CONFIG][@REVISION] and is not an existing path."""
+    return HUB_ID.fullmatch(name) is not None and not os.path.exists(name)
 
 
 def _concatenate(train: Table, val: Table | None) -> Table:
@@ -106,14 +167,15 @@ def _concatenate(train: Table, val: Table | None) -> Table:
                 f"and {val.types[name]} in val."
             )
     shared = set(train["image_id"]) & set(val["image_id"]) if "image_id" in names else set()
-    if shared - {None, ""}:  # such as paths relative to the split; a missing id stays missing
+    # Such as paths relative to the split; a missing id stays missing. Ids of annotations are those of the whole folder.
+    if shared - {None, ""} and not (train.layout and val.layout):
         train = train.with_column("image_id", [name and f"train/{name}" for name in train["image_id"]])
         val = val.with_column("image_id", [name and f"val/{name}" for name in val["image_id"]])
     return train.append(val)
 
 
 def _select_columns(split: str, rows: Table, config: DataConfig, extra_columns: tuple = ()) -> Table:
-    """The columns that are used. Row numbers serve as image_id if the data has no such column."""
+    """The columns that are used. The numbers of the photos serve as image_id if the data has no such column."""
     required = ["image", "category", *["bbox"] * config.crop, *extra_columns]
     missing = [name for name in required if name not in rows]
     if missing:
@@ -122,36 +184,44 @@ def _select_columns(split: str, rows: Table, config: DataConfig, extra_columns: 
             f"the {split} split has no column {', '.join(missing)}; its columns are {', '.join(rows.types)}.{hint}"
         )
     check_images(rows, split)
-    rows = rows.keep((*ID_COLUMNS, "image", "category", "bbox", *extra_columns))
-    return rows if "image_id" in rows else rows.with_column("image_id", [str(i) for i in range(len(rows))])
+    outlines = ["mask"] * (rows.types.get("mask") == POLYGONS)  # a column in memory, unlike masks that are images
+    rows = rows.keep((*ID_COLUMNS, "image", "category", "bbox", *dict.fromkeys([*extra_columns, *outlines])))
+    return rows if "image_id" in rows else rows.with_column("image_id", [str(i) for i in rows.photos])
 
 
 def check_images(rows: Table, split: str) -> None:
     """Raises an InputError if a column of images contains something else."""
     for name in ("image", "mask"):
-        if rows.types.get(name, "image") != "image":
+        if rows.types.get(name, "image") not in ("image", *[POLYGONS] * (name == "mask")):
             raise InputError(f"the column {name} of {split} must contain images; it contains {rows.types[name]}.")
 
 
-def _load_from_hub(name: str) -> dict[str, Table]:
+def _load_from_hub(data: str) -> dict[str, Table]:
     """A data set from the Hub, or from the local cache if the Hub is unreachable."""
+    match = HUB_ID.fullmatch(data)
+    assert match, "read_splits has checked it"
+    name, config, revision = match.groups()
     with hub_or_cache() as online:
         try:
             folder = huggingface_hub.snapshot_download(
-                name, repo_type="dataset", allow_patterns=["*.parquet", "README.md"], local_files_only=not online
+                name,
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns=["*.parquet", "README.md"],
+                local_files_only=not online,
             )
         except Exception as error:  # depending on its version and the network, the library raises errors of many kinds
             if online:
-                raise InputError(f"--data {name} cannot be loaded from the Hub: {error}") from error
+                raise InputError(f"--data {data} cannot be loaded from the Hub: {error}") from error
             raise InputError(
-                f"the Hub cannot be reached, and {name} is neither in the local cache nor a local folder. "
+                f"the Hub cannot be reached, and {data} is neither in the local cache nor a local folder. "
                 "Use --data sample for the bundled sample, or a folder with your own data."
             ) from error
-    return _read_snapshot(name, Path(folder))
+    return _read_snapshot(name, Path(folder), config)
 
 
-def _read_snapshot(name: str, folder: Path) -> dict[str, Table]:
-    """The tables of a Hub data set in the local cache, in the splits of its default configuration."""
+def _read_snapshot(name: str, folder: Path, config_name: str | None = None) -> dict[str, Table]:
+    """The tables of a Hub data set in the local cache, in the splits of a configuration, by default the default one."""
     root = folder.parents[1]  # the files in a snapshot are links to others in the data set's folder of the cache
     names = [file for file in list_files(folder)[0] if file.endswith(".parquet")]
     if not names:
@@ -160,7 +230,7 @@ def _read_snapshot(name: str, folder: Path) -> dict[str, Table]:
     readme = folder / "README.md"
     try:
         card = {} if file_problem(str(readme), str(root)) else huggingface_hub.metadata_load(readme) or {}
-        splits, sizes = _configured_splits(card, names)
+        splits, sizes = _configured_splits(card, names, config_name)
     except Exception as error:  # anything may be written there
         raise InputError(f"--data {name}: the configuration in its README.md cannot be used: {error}") from error
     tables = read_parquet(folder, splits, root=root)
@@ -173,14 +243,28 @@ def _read_snapshot(name: str, folder: Path) -> dict[str, Table]:
     return tables
 
 
-def _configured_splits(card: dict, names: list[str]) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """The Parquet files of each split, as `card`, the YAML part of README.md, assigns them, and the stated rows."""
+def _configured_splits(
+    card: dict, names: list[str], chosen_name: str | None = None
+) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """The Parquet files of each split, as `card`, the YAML part of README.md, assigns them, and the stated rows.
+
+    A configuration `chosen_name` that the card does not have may be a folder, as in the branch refs/convert/parquet.
+    """
     configs = [config for config in card.get("configs") or [] if {"data_files", "data_dir"} & config.keys()]
+    if chosen_name:
+        available = [str(config.get("config_name", "default")) for config in configs]
+        folders = sorted({name.split("/")[0] for name in names if "/" in name})
+        if chosen_name in available:
+            configs = [config for config in configs if str(config.get("config_name", "default")) == chosen_name]
+        elif chosen_name in folders:
+            configs = [{"config_name": chosen_name, "data_dir": chosen_name}]
+        else:
+            raise ValueError(f"it has no configuration {chosen_name}, only {', '.join(available or folders) or 'one'}.")
     marked = [config for config in configs if config.get("default") is True]
     default = marked or [c for c in configs if c.get("config_name", "default") == "default"] or configs
     if len(default) > 1:
         options = ", ".join(str(config.get("config_name")) for config in default)
-        raise ValueError(f"it has no default, only {options}. Download one of them as a folder of Parquet files.")
+        raise ValueError(f"it has no default, only {options}. Choose one with --data owner/name:CONFIG.")
     config = default[0] if default else {}
     infos = card.get("dataset_info") or []
     infos = [infos] if isinstance(infos, dict) else infos

@@ -1,10 +1,12 @@
 """Rows of one split: ids, categories and boxes in memory, images in their files until they are read."""
 
+import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice, tee
 from typing import Any
 
 import numpy as np
@@ -38,12 +40,19 @@ def printable_name(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """N rows. `"bbox" in table` says whether it has a column, and `table["bbox"]` is a list of its N values."""
+    """N rows. `"bbox" in table` says whether it has a column, and `table["bbox"]` is a list of its N values.
 
-    columns: dict[str, pa.ChunkedArray]  # the values of all rows of `files`, except for columns of images
+    A row is one object. The source has M rows, and its photos are in `files`; several rows may share a photo.
+    """
+
+    columns: dict[str, pa.ChunkedArray]  # the values of all M rows of the source, except for columns of images
     types: dict[str, str]  # the type of every column, in words; "image" for columns of images
     files: "ParquetFiles | ImageFiles"
-    numbers: np.ndarray  # (N,) int64, rows of `files`
+    numbers: np.ndarray  # (N,) int64, rows of the source
+    photo_of: np.ndarray  # (M,) int64, the photo in `files` that each row of the source shows
+    box_format: str = ""  # of the column bbox, see `common.data.boxes.to_pixels`
+    layout: str = ""  # such as "COCO annotations"; empty for tables and folders of classes, which are not announced
+    remarks: tuple[str, ...] = ()  # such as "3 crowd boxes skipped"
     unread: tuple[str, ...] = ()  # names of files in the data's folder that are not read
 
     def __len__(self) -> int:
@@ -58,9 +67,30 @@ class Table:
     def column(self, name: str) -> pa.ChunkedArray:
         return self.columns[name].take(pa.array(self.numbers))
 
+    @property
+    def photos(self) -> np.ndarray:
+        """The photo in `files` that each row shows, (N,) int64."""
+        return self.photo_of[self.numbers]
+
+    @property
+    def shared(self) -> np.ndarray:
+        """Whether several rows of the source, of which the table may be a part, show the photo of a row, (N,) bool."""
+        return (np.bincount(self.photo_of, minlength=1) > 1)[self.photos]
+
     def images(self, column: str = "image") -> Iterator[bytes | str]:
-        """Reads the encoded image of each row, one after another: its bytes or, as text, why there is none."""
-        return self.files.read(column, self.numbers.tolist())
+        """Reads the encoded image of each row, one after another: its bytes or, as text, why there is none.
+
+        The photo of successive rows is read once.
+        """
+        return self.read_photos(self.photos.tolist(), column)
+
+    def read_photos(self, photos: Iterable[int], column: str = "image") -> Iterator[bytes | str]:
+        """`images` of any photos in `files`."""
+        firsts, photos = tee(photos)
+        images = self.files.read(column, (photo for photo, _ in groupby(firsts)))
+        for _, run in groupby(photos):
+            image = next(images)
+            yield from (image for _ in run)
 
     def check_unchanged(self) -> None:
         """Raises an InputError if a file was changed or replaced since the table was read."""
@@ -79,7 +109,7 @@ class Table:
 
     def with_column(self, name: str, values: list[str]) -> "Table":
         """The table with a column of N strings, which replaces one of the same name."""
-        every_row = np.full(len(self.files), None, dtype=object)
+        every_row = np.full(len(self.photo_of), None, dtype=object)
         every_row[self.numbers] = values
         columns = self.columns | {name: pa.chunked_array([pa.array(every_row, pa.string())])}
         return replace(self, columns=columns, types=self.types | {name: "string"})
@@ -90,12 +120,13 @@ class Table:
             name: pa.chunked_array(ours.chunks + other.columns[name].cast(ours.type).chunks, ours.type)
             for name, ours in self.columns.items()
         }
-        numbers = np.concatenate([self.numbers, other.numbers + len(self.files)])
-        return replace(self, columns=columns, files=self.files.append(other.files), numbers=numbers)
+        numbers = np.concatenate([self.numbers, other.numbers + len(self.photo_of)])
+        photo_of = np.concatenate([self.photo_of, other.photo_of + len(self.files)])
+        return replace(self, columns=columns, files=self.files.append(other.files), numbers=numbers, photo_of=photo_of)
 
 
 class ParquetFiles:
-    """The rows of Parquet files, one file after another. Images are read from one row group at a time."""
+    """The photos in the rows of Parquet files, one file after another, read from one row group at a time."""
 
     def __init__(self, paths: list[str], states: list[list | None]):
         self.paths, self.states = paths, states  # see `file_state`
@@ -140,10 +171,10 @@ class ParquetFiles:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Rows that are image files of their own, in a folder."""
+    """Photos that are image files of their own, in a folder."""
 
-    paths: list[str]
-    states: list[list | None]  # see `file_state`
+    paths: list[str]  # "" for a photo that is not there
+    states: list[list | None]  # see `file_state`; [] for a photo that is not there
     folder: str  # files outside of it are not read
 
     def __len__(self) -> int:
@@ -154,7 +185,8 @@ class ImageFiles:
 
     def read(self, column: str, numbers: Iterable[int]) -> Iterator[bytes | str]:
         """Reads the images of these rows in this order."""
-        return (read_file(self.paths[number], self.folder) for number in numbers)
+        paths = (self.paths[number] for number in numbers)
+        return (read_file(path, self.folder) if path else "the image file is not in the folder" for path in paths)
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
@@ -220,6 +252,20 @@ def file_state(path: str) -> list | None:
 def was_changed(path: str, state: list | None) -> bool:
     """Whether a file was changed or replaced since its `file_state` was `state`."""
     return (file_state(path) or [])[:4] != (state or [])[:4]  # the inode may change on network file systems
+
+
+def parse_box(value: Any) -> list[float] | None:
+    """A box from metadata, a list or a string such as "[10, 20, 30, 40]", as floats.
+
+    None if there is none, and NaN if it is anything else, which is reported as a box that is not made of numbers.
+    """
+    if value is None or value == "" or value != value:
+        return None
+    try:
+        box = json.loads(value) if isinstance(value, str) else value
+        return [float(v) for v in box] if box is not None else None
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return [math.nan] * 4
 
 
 def _image_of(scalar: Any, column: str) -> bytes | str:

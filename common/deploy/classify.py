@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from torch import nn
 from tqdm import tqdm
 
 from common.config import DataConfig, InputError
-from common.data.boxes import convention_problem
-from common.data.crop import box_row
+from common.data.boxes import convention_problem, to_pixels
+from common.data.crop import box_row, upright_size
 from common.data.dataset import to_device
-from common.data.pixels import WORKERS, crop_with, error_reason, map_ahead, normalize, open_image
+from common.data.pixels import WORKERS, Photo, crop_with, error_reason, map_ahead, normalize, open_photo
 from common.deploy.inputs import Inputs
 from common.evaluate import EVAL_BATCH
 from common.finished_run import FinishedRun
@@ -66,10 +66,14 @@ def classify(
     logits = np.full((len(inputs), num_classes), np.nan, np.float32)
     reasons = [""] * len(inputs)
     # On a GPU, threads decode the next batches during the forward pass. On a CPU, both would compete for cores.
-    ahead = 2 * WORKERS if device.type == "cpu" else 3 * EVAL_BATCH
-    decoded = map_ahead(
-        lambda item: decode_crop(item[0], item[1], config, no_box_ok=no_box_ok), inputs.items(), ahead=ahead
+    per_photo = max(1, len(inputs) // max(1, len(set(inputs.images))))
+    ahead = 2 * WORKERS if device.type == "cpu" else 3 * EVAL_BATCH // per_photo
+    photos = map_ahead(
+        lambda photo: decode_crops(*photo, config, box_format=inputs.box_format, no_box_ok=no_box_ok),
+        inputs.photos(),
+        ahead=ahead,
     )
+    decoded = chain.from_iterable(photos)
     batches = np.array_split(np.arange(len(inputs)), max(1, math.ceil(len(inputs) / EVAL_BATCH)))
     with tqdm(total=len(inputs), unit=" images", dynamic_ncols=True, disable=None) as progress, torch.no_grad():
         for rows in batches:
@@ -90,22 +94,39 @@ def classify(
     return logits, reasons, boxes
 
 
-def decode_crop(
-    encoded: bytes | str, bbox: Sequence[float] | None, config: DataConfig, *, no_box_ok: bool = False
-) -> tuple[np.ndarray | str, np.ndarray]:
-    """Decodes and crops an encoded image: its bytes or, as text, why there is none.
+def decode_crops(
+    encoded: bytes | str,
+    shared: bool,
+    boxes: Sequence[Sequence[float] | None],
+    config: DataConfig,
+    *,
+    box_format: str = "",
+    no_box_ok: bool = False,
+) -> list[tuple[np.ndarray | str, np.ndarray]]:
+    """Decodes an encoded image, its bytes or, as text, why there is none, and crops it to each of `boxes`.
 
-    Returns the crop, (3, S, S) uint8, or the reason why it cannot be made; and its `common.data.crop.box_row`, NaN if
-    there is no box or if it is not used.
+    `shared` says whether several crops are taken from it, see `common.data.pixels.open_photo`, and `box_format` what
+    the numbers of the boxes mean, see `common.data.boxes.to_pixels`.
+
+    Returns for each box the crop, (3, S, S) uint8, or the reason why it cannot be made; and its
+    `common.data.crop.box_row`, NaN if there is no box or if it is not used.
     """
-    row = np.full(7, np.nan)
-    if config.crop and bbox is None and not no_box_ok:
-        return "no box", row
-    try:
-        image = open_image(encoded, max_megapixels=config.max_megapixels)
-        if config.crop:
-            row = box_row(bbox, image)
-        crop, _ = crop_with(config, image, bbox)
-        return np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1)), row  # as stored for training
-    except Exception as error:  # PIL raises many kinds of exceptions for broken files
-        return error_reason(error), row
+    results: list[tuple[np.ndarray | str, np.ndarray]] = []
+    photo: Photo | None = None
+    for bbox in boxes:
+        row = np.full(7, np.nan)
+        result: np.ndarray | str
+        try:
+            if config.crop and bbox is None and not no_box_ok:
+                raise ValueError("no box")
+            if photo is None:
+                photo = open_photo(encoded, shared=shared, max_megapixels=config.max_megapixels)
+            if config.crop:
+                bbox = to_pixels(bbox, box_format, upright_size(photo.opened))
+                row = box_row(bbox, photo.opened)
+            crop, _ = crop_with(config, photo.image, bbox, reduce=photo.reduce)
+            result = np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))  # as stored for training
+        except Exception as error:  # PIL raises many kinds of exceptions for broken files
+            result = error_reason(error)
+        results.append((result, row))
+    return results

@@ -1,17 +1,36 @@
-"""Inputs of predict.py: images with one or more boxes each, from image files or from a table in the training format."""
+"""Inputs of predict.py: images with one or more boxes each, from image files or from data in the training format."""
 
 import csv
 import glob
+import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from common.config import InputError
+from common.data.annotations import read_annotations
 from common.data.image_folder import IMAGE_SUFFIXES, count_and_names, csv_lines, is_image, list_files
 from common.data.sources import VAL_NAMES, check_images, clean_categories, is_hub_id, read_splits
-from common.data.table import read_file
+from common.data.table import Table, read_file
+
+MAX_CROPS = 64  # of a photo that are made together; for more, it is decoded again
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The JSON file of a detector: COCO results, a list of objects, or a COCO file with images and annotations."""
+
+    content: Any  # of the file
+    numbers: list[int]  # (N,) the object that each crop was made for, by its number in the file
+
+    @property
+    def objects(self) -> list[dict]:
+        return self.content["annotations"] if isinstance(self.content, dict) else self.content
 
 
 @dataclass(frozen=True)
@@ -25,6 +44,8 @@ class Inputs:
     encoded: Callable[[Iterable[int]], Iterator[bytes | str]]  # reads the images of these crops, see `Table.images`
     description: str  # such as "130 rows of val"
     unread: Sequence[str] = ()  # names of files in the source that are not read
+    box_format: str = ""  # of the boxes, see `common.data.boxes.to_pixels`
+    detections: Detections | None = None  # of --boxes FILE.json
 
     def __len__(self) -> int:
         return len(self.names)
@@ -33,14 +54,26 @@ class Inputs:
         """Yields the encoded image and the box of each crop. Images are read as they are needed."""
         return zip(self.encoded(range(len(self))), self.boxes, strict=True)
 
+    def photos(self) -> Iterator[tuple[bytes | str, bool, list[Sequence[float] | None]]]:
+        """Yields photos in the order of the crops: the encoded image, whether several crops are taken from it, and the
+        boxes of successive crops, at most `MAX_CROPS`."""
+        counts = Counter(self.images)
+        runs = [list(run) for _, run in groupby(range(len(self)), key=self.images.__getitem__)]
+        parts = [run[i : i + MAX_CROPS] for run in runs for i in range(0, len(run), MAX_CROPS)]
+        for encoded, part in zip(self.encoded(part[0] for part in parts), parts, strict=True):
+            yield encoded, counts[self.images[part[0]]] > 1, [self.boxes[i] for i in part]
+
 
 def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = "") -> Inputs:
     """Reads the inputs that the command line of predict.py describes.
 
     Args:
         source: an image, a folder or glob of images, or a table: any data that `common.data.sources.read_splits` reads.
+            A folder of images with annotations is a table if no boxes are given.
         bbox: "x,y,width,height" of a single image.
-        boxes: a CSV file with the columns file, x, y, width and height, one line per box.
+        boxes: a CSV file with the columns file, x, y, width and height, one line per box; or the JSON file of a
+            detector, COCO results, in which images are named by file_name or image_id. Images without a box in the JSON
+            file are left out.
         split: the split of a table. The default is val, or the only split.
 
     Raises:
@@ -49,7 +82,11 @@ def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = ""
     if _is_table(source):
         if bbox or boxes:
             raise InputError(f"{source} is a table, whose boxes are in the column bbox: remove --bbox and --boxes.")
-        return _read_table(source, split)
+        return _read_table(source, split, read_splits(source))
+    if not bbox and not boxes and os.path.isdir(source):
+        splits = read_annotations(Path(source), *list_files(source))
+        if splits:
+            return _read_table(source, split, splits)
     files, unread = _image_files(source)
     folder = source if os.path.isdir(source) else None  # links must not leave it
     if split:
@@ -63,7 +100,10 @@ def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = ""
     boxes_of: dict[str, list] = {name: [None] for name in files}
     if bbox:
         boxes_of = {name: [_parse_box(bbox.split(","), "--bbox")] for name in files}
-    if boxes:
+    detections = None
+    if boxes.lower().endswith(".json"):
+        detections, boxes_of = _read_detections(Path(boxes), list(files))
+    elif boxes:
         boxes_of |= _read_boxes(Path(boxes), list(files))
     crops = [(i, name, box) for i, (name, image_boxes) in enumerate(boxes_of.items()) for box in image_boxes]
     return Inputs(
@@ -72,8 +112,9 @@ def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = ""
         boxes=[box for _, _, box in crops],
         labels=[None] * len(crops),
         encoded=lambda rows: (read_file(files[crops[row][1]], folder) for row in rows),
-        description=f"{len(files)} image{'s' * (len(files) != 1)}",
+        description=f"{len(boxes_of)} image{'s' * (len(boxes_of) != 1)}",
         unread=unread,
+        detections=detections,
     )
 
 
@@ -113,8 +154,7 @@ def _image_files(source: str) -> tuple[dict[str, str], list[str]]:
     return files, unread
 
 
-def _read_table(source: str, split: str) -> Inputs:
-    splits = read_splits(source)
+def _read_table(source: str, split: str, splits: dict[str, Table]) -> Inputs:
     val = next((name for name in VAL_NAMES if name in splits), None)
     if split in VAL_NAMES or (not split and val):
         split, rows = split or "val", splits.get(val or "")
@@ -135,13 +175,14 @@ def _read_table(source: str, split: str) -> Inputs:
     ids = rows["image_id"] if "image_id" in rows else [None] * n
     return Inputs(
         names=[f"row {i}" if name is None else str(name) for i, name in enumerate(ids)],
-        images=list(range(n)),
+        images=rows.photos.tolist(),
         boxes=rows["bbox"] if "bbox" in rows else [None] * n,
         labels=clean_categories(rows) if "category" in rows else [None] * n,
-        encoded=lambda chosen: rows.files.read("image", (int(rows.numbers[i]) for i in chosen)),
+        encoded=lambda chosen: rows.read_photos(int(rows.photos[i]) for i in chosen),
         # the split is not mentioned for a single file, which is always called train
         description=f"{n} row{'s' * (n != 1)}" + f" of {split}" * (len(splits) > 1),
         unread=rows.unread,
+        box_format=rows.box_format,
     )
 
 
@@ -167,6 +208,63 @@ def _read_boxes(path: Path, names: list[str]) -> dict[str, list[list[float]]]:
             raise InputError(f"{location}: {line['file']} is not one of the images. Write names such as {names[0]}.")
         boxes.setdefault(name, []).append(_parse_box([line[column] for column in required[1:]], location))
     return boxes
+
+
+def _read_detections(path: Path, names: list[str]) -> tuple[Detections, dict[str, list]]:
+    """The objects in the JSON file `path`, and the boxes of each image in the same order as the objects of the result.
+
+    An image is named by file_name, or by image_id: the id of an image in the same file or, if it has no images, the
+    name of an image file or its stem, with or without leading zeros.
+    """
+    content = read_file(str(path))
+    if isinstance(content, str):
+        raise InputError(f"--boxes {path} cannot be read: {content}.")
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--boxes {path} is not valid JSON: {error}.") from error
+    objects = value.get("annotations") if isinstance(value, dict) else value
+    if not isinstance(objects, list) or not objects or not all(isinstance(item, dict) for item in objects):
+        raise InputError(
+            f"--boxes {path} must be a list of objects with bbox and image_id or file_name, as in COCO results, or a "
+            "COCO file with images and annotations."
+        )
+    images = value.get("images") if isinstance(value, dict) else None
+    file_of = {str(i.get("id")): i.get("file_name") for i in images or [] if isinstance(i, dict)}
+    keys = [
+        {os.path.normpath(name): name for name in names},
+        *(_unique(names, key) for key in (os.path.basename, _stem, lambda name: _stem(name).lstrip("0") or "0")),
+    ]
+    numbers: dict[str, list[int]] = {}
+    for number, item in enumerate(objects):
+        wanted = item.get("file_name", file_of.get(str(item.get("image_id")), item.get("image_id")))
+        text = os.path.normpath(str(wanted)[:4096])
+        choices = (text, os.path.basename(text), _stem(text), str(wanted)[:4096])
+        name = next((key[choice] for key in keys for choice in choices if choice in key), None)
+        if wanted is None or name is None:
+            shown = "no image_id and no file_name" if wanted is None else f"the image {str(wanted)[:60]!r}"
+            raise InputError(
+                f"--boxes {path}, object {number} has {shown}, which is none of the images such as {names[0]}. Add "
+                "file_name to each object, or use a COCO file that also has images."
+            )
+        numbers.setdefault(name, []).append(number)
+    boxes = {name: [_detected_box(objects[i], i, path) for i in of_image] for name, of_image in numbers.items()}
+    return Detections(value, [i for of_image in numbers.values() for i in of_image]), boxes
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(os.path.basename(name))[0]
+
+
+def _unique(names: list[str], key: Callable[[str], str]) -> dict[str, str]:
+    """The names by `key`, without those that share it."""
+    counts = Counter(map(key, names))
+    return {key(name): name for name in names if counts[key(name)] == 1}
+
+
+def _detected_box(item: dict, number: int, path: Path) -> list[float]:
+    box = item.get("bbox")
+    return _parse_box(box if isinstance(box, list) else [str(box)], f"--boxes {path}, object {number}")
 
 
 def _parse_box(values: list[str], location: str) -> list[float]:

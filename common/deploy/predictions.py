@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import softmax
 
 from common.config import printable
-from common.deploy.inputs import Inputs
+from common.deploy.inputs import Detections, Inputs
 from common.files import atomic_path, terminal_table, write_csv
 
 KEYS = ("image", "box", "category", "probability", "top", "label", "error")  # of a result
@@ -68,6 +68,31 @@ def write_predictions(path: Path, results: list[dict]) -> None:
         cells = result | box | {"top": top}
         rows.append({name: cells[name] for name in COLUMNS})
     write_csv(path, rows)
+
+
+def write_detections(path: Path, detections: Detections, results: list[dict]) -> None:
+    """Writes the file of a detector again, with category and probability, or the error, added to each object."""
+    objects = [dict(item) for item in detections.objects]
+    for number, result in zip(detections.numbers, results, strict=True):
+        objects[number] |= {name: result[name] for name in ("category", "probability")}
+        objects[number] |= {"error": result["error"]} if result["error"] else {}
+    content = detections.content
+    content = content | {"annotations": objects} if isinstance(content, dict) else objects
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def has_detections(path: Path) -> bool:
+    """Whether `path` is a file of `write_detections`."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    objects = content.get("annotations") if isinstance(content, dict) else content
+    keys = {"bbox", "category", "probability"}
+    return (
+        isinstance(objects, list) and bool(objects) and all(isinstance(o, dict) and keys <= o.keys() for o in objects)
+    )
 
 
 def has_predictions(path: Path) -> bool:

@@ -1,0 +1,598 @@
+"""Detection data sets in every layout: the same crops and labels in each, and one sentence for damaged files."""
+
+import io
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import common.data.table
+from common.config import DataConfig, InputError, TrainConfig, differences, identity
+from common.data.audit import audit, describe, findings
+from common.data.crop import crop_image
+from common.data.dataset import load_splits
+from common.data.masks import draw_mask, load_masks
+from common.data.pixels import crop_with, open_image
+from tests.helpers import encode, main, photo, results, stored
+from tests.layouts import LAYOUTS, coco, size_of, stem, write_photos, write_text
+
+CNN = "train_custom_cnn"
+
+
+@pytest.fixture
+def many(rows):
+    """The rows with two more boxes in each photo; the second has the category of the next row."""
+    result = {}
+    for split, split_rows in rows.items():
+        result[split] = []
+        for i, row in enumerate(split_rows):
+            if split == "train" and row["category"] not in {r["category"] for r in rows["val"]}:
+                continue
+            x, y, w, h = row["bbox"]
+            other = split_rows[(i + 1) % len(split_rows)]["category"]
+            other = other if other in {r["category"] for r in rows["val"]} else row["category"]
+            half, corner = [x, y, (w + 1) // 2, h], [0, 0, x + w, y + h]
+            result[split] += [row, dict(row, bbox=half, category=other), dict(row, bbox=corner)]
+    return result
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes rows in a layout and returns the folder."""
+
+    def write(layout, rows, name="data"):
+        LAYOUTS[layout](tmp_path / name, rows)
+        return str(tmp_path / name)
+
+    return write
+
+
+def contents(split):
+    """Pixels, crop sizes and labels of a split by photo and order in the photo, which is the same in each layout."""
+    keys, counts = [], {}
+    for image_id in split.ids()["image_id"]:
+        counts[stem(image_id)] = counts.get(stem(image_id), 0) + 1
+        keys.append((stem(image_id), counts[stem(image_id)]))
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    labels = [split.classes[split.labels[i]] for i in order]
+    return [keys[i] for i in order], split.pixels[split.index[order]], split.crop_sizes[order], labels
+
+
+def assert_same(ours, theirs):
+    for split, other in zip(ours, theirs, strict=True):
+        (keys, pixels, sizes, labels), (other_keys, other_pixels, other_sizes, other_labels) = (
+            contents(s) for s in (split, other)
+        )
+        assert keys == other_keys and labels == other_labels
+        np.testing.assert_array_equal(pixels, other_pixels)
+        torch.testing.assert_close(sizes, other_sizes, rtol=0, atol=1e-3)
+
+
+# One row is one object -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_crops_and_labels_of_the_parquet_form(load, rows, parquet, write, layout):
+    """One object in each photo, as in the sample."""
+    assert_same(load(write(layout, rows)), load(parquet(rows)))
+
+
+@pytest.fixture
+def numbered(rows):
+    """The rows with names of photos that sort in their order."""
+    return {s: [dict(row, image_id=f"{i:03}-{row['image_id']}") for i, row in enumerate(rows[s])] for s in rows}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_run_scores_the_same_in_every_layout(numbered, parquet, write, cache, tmp_path, empty_figures, layout):
+    """To the last digit: what is trained on is the same in the same order."""
+    line = f"--limit 40 --epochs 1 --crop --image-size 32 --blocks 8k3p2 --cache {cache} --data".split()
+    runs = [
+        main(CNN, [*line, data, "--out", f"{tmp_path}/{i}"])
+        for i, data in enumerate((write(layout, numbered), parquet(numbered)))
+    ]
+    assert results(runs[0]) == results(runs[1]) | {"predictions.csv": (runs[0] / "predictions.csv").read_bytes()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_photos_with_many_objects(load, many, write, layout):
+    """As decoded one by one: a photo of several boxes is decoded at full scale."""
+    train, val = load(write(layout, many), image_size=24)
+    expected = load(write("objects, parquet", many, "expected"), image_size=24)
+    if layout != "label, parquet":  # where a photo is stored once for each box
+        assert_same((train, val), expected)
+    assert len(val) == 72 and len(set(val.ids()["image_id"])) == 24
+
+
+def test_the_pixels_of_a_crop_do_not_depend_on_the_other_boxes(load, many, write):
+    """Each crop is that of the photo decoded at full scale, whichever rows are used, and close to one decoded alone."""
+    folder = write("coco", many)
+    for options in ({}, {"limit": 20}, {"split_by": "image_id:1/4"}):
+        split = load(folder, image_size=24, **options)[1]
+        for i, (encoded, bbox) in enumerate(zip(split.rows.images(), split.rows["bbox"], strict=True)):
+            image = open_image(encoded)
+            image.load()
+            expected = np.asarray(crop_image(image, bbox, size=24, reduce=True)[0]).transpose(2, 0, 1)
+            np.testing.assert_array_equal(split.pixels[split.index[i]], expected)
+            alone = np.asarray(crop_image(open_image(encoded), bbox, size=24)[0]).transpose(2, 0, 1)
+            assert abs(expected.astype(int) - alone).mean() < 3
+
+
+def test_a_photo_is_read_and_decoded_once(load, many, write, tmp_path, monkeypatch):
+    opened, read = [], []
+    open_image, read_file = Image.open, common.data.table.read_file
+    monkeypatch.setattr(Image, "open", lambda *args, **more: opened.append(1) or open_image(*args, **more))
+    monkeypatch.setattr(common.data.table, "read_file", lambda *args: read.append(1) or read_file(*args))
+    folder = write("coco", many)
+    configs = [DataConfig(data=folder, image_size=16, crop=True, margin=m, cache=str(tmp_path)) for m in (0, 0.1)]
+    opened.clear(), read.clear()
+    splits = load_splits(configs[0], configs[1:])
+    photos = sum(len(set(split.ids()["image_id"])) for split in splits)
+    assert len(opened) == photos and len(read) == 2 * photos, "once for the hash of the content, once to decode it"
+
+
+def test_another_box_of_a_photo_is_noticed(load, many, write):
+    """Also its second one, whose row shares the image with the first."""
+    folder = write("coco", many)
+    first = load(folder)
+
+    def move(content):
+        second = [a for a in content["annotations"] if a["image_id"] == 1][1]
+        second["bbox"] = [1, 2, 30, 40]
+
+    edit(folder, TRAIN, move)
+    again = load(folder)
+    assert again[0].fingerprint != first[0].fingerprint and again[1].fingerprint == first[1].fingerprint
+    assert again[0].crop_sizes[1].tolist() == [30, 40]
+
+
+def test_a_photo_that_no_longer_has_a_second_object(load, many, write):
+    """Of a category that val does not have: the rows that are used are the same, but the photo is decoded otherwise."""
+    folder = write("coco", many)
+
+    def drop(content):
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] > 1 or a["id"] == 0]
+
+    def rename(content):
+        content["categories"].append({"id": 99, "name": "unknown"})
+        for annotation in content["annotations"]:
+            if annotation["image_id"] == 1 and annotation["id"]:
+                annotation["category_id"] = 99
+
+    edit(folder, TRAIN, rename)
+    before = load(folder)[0]
+    edit(folder, TRAIN, drop)
+    after = load(folder)[0]
+    assert before.ids() == after.ids() and before.fingerprint != after.fingerprint
+
+
+def test_rotated_photos(load, rows, write, parquet):
+    """Boxes are those of the upright image, whatever size the annotations state."""
+    few = {
+        split: [dict(row, image=stored(turned(row, 6)), bbox=[10, 20, 100, 300]) for row in rows[split]]
+        for split in rows
+    }
+    both = {split: [r for row in few[split] for r in (row, dict(row, bbox=[30, 40, 60, 90]))] for split in rows}
+    expected = load(parquet(both))
+    for layout in ("coco", "yolo", "voc"):
+        assert_same(load(write(layout, both, layout)), expected)
+
+
+def turned(row, orientation):
+    """The photo of a row, of 448 x 400 pixels as stored, with an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").resize((448, 400))
+    return encode(image, "PNG", exif=exif)  # a PNG is decoded at full scale for one crop and for many
+
+
+# The line at the start -----------------------------------------------------------------------------------------------
+
+LINES = {
+    "coco": "COCO annotations: 79 photos, 237 objects, 12 categories",
+    "yolo": "YOLO labels: 79 photos, 237 objects, 12 categories",
+    "voc": "Pascal VOC annotations: 79 photos, 237 objects, 12 categories",
+    "objects, folder": "Hugging Face objects: 79 photos, 237 objects, 12 categories",
+    "objects, parquet": "Hugging Face objects: 79 photos, 237 objects, 12 categories",
+    "metadata": "metadata: 79 photos, 237 objects, 12 categories",
+}
+
+
+@pytest.mark.parametrize("layout", LINES)
+def test_the_layout_is_said_in_one_line(load, many, write, capsys, layout):
+    load(write(layout, many))
+    assert capsys.readouterr().out == f"{LINES[layout]}\n"
+
+
+def test_tables_and_folders_of_classes_are_read_without_a_word(load, rows, parquet, image_folder, capsys):
+    for data in (parquet(rows), image_folder, "sample"):
+        load(data)
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_not_read_is_counted(load, rows, write):
+    folder = write("coco", rows)
+    for name in ("notes.txt", "train2017/background.jpg"):
+        Path(folder, name).write_bytes(encode(photo()))
+    train, val = load(folder)
+    names = {"notes.txt", "train2017/background.jpg", "annotations/captions_train2017.json"}
+    assert set(audit(train, val)["not_read"]["names"]) == names | {"annotations/captions_val2017.json"}
+
+
+# Variants of the layouts ---------------------------------------------------------------------------------------------
+
+
+def edit(folder, file, change):
+    """Changes the content of a JSON file by `change(content)`."""
+    path = Path(folder, file)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+TRAIN = "annotations/instances_train2017.json"
+
+
+def test_crowds_are_skipped_and_counted(load, rows, write, capsys):
+    folder = write("coco", rows)
+
+    def add_crowds(content):
+        content["annotations"] += [dict(a, iscrowd=1, segmentation={"counts": []}) for a in content["annotations"][:3]]
+
+    edit(folder, TRAIN, add_crowds)
+    assert len(load(folder)[0]) == 60 and ", 3 crowd boxes skipped\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["result.json", "annotations/instances_default.json", "labels.json"])
+def test_one_file_for_all_photos(load, rows, write, tmp_path, file):
+    """As Label Studio and CVAT export it, with a split by photo."""
+    folder = tmp_path / "export"
+    names = sorted({row["category"] for row in rows["train"]})
+    content = coco(rows["train"], names, prefix="..\\..\\media/upload/1/" if file == "result.json" else "")
+    write_text(folder / file, json.dumps(content))
+    write_photos(folder / "images", rows["train"])
+    with pytest.raises(InputError, match="no val split.*--split-by image_id"):
+        load(str(folder))
+    train, val = load(str(folder), split_by="image_id:1/4")
+    assert len(train) + len(val) == 65 and train.ids()["image_id"][0].startswith("images/")
+
+
+def test_classes_of_yolo_in_a_text_file(load, rows, write):
+    folder = write("yolo", rows)
+    expected = load(folder)
+    names = [line.split(": ")[1] for line in Path(folder, "data.yaml").read_text().splitlines()[4:]]
+    Path(folder, "data.yaml").unlink()
+    Path(folder, "classes.txt").write_text("\n".join(names))
+    assert_same(load(folder), expected)
+
+
+def test_classes_of_yolo_numbered_by_texts(load, rows, write):
+    folder = write("yolo", rows)
+    expected = load(folder)
+    path = Path(folder, "data.yaml")
+    path.write_text(re.sub(r"  (\d+):", r'  "\1":', path.read_text()))
+    assert_same(load(folder), expected)
+
+
+def test_outlines_of_yolo_are_read_as_their_boxes(load, rows, write, capsys):
+    folder = write("yolo", rows)
+    expected = load(folder)
+    for path in Path(folder, "labels", "val").iterdir():
+        number, cx, cy, w, h = map(float, path.read_text().split())
+        x, y, right, bottom = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+        points = (cx, y, right, cy, cx, bottom, x, cy)
+        path.write_text(" ".join([f"{number:.0f}", *(f"{value:.9f}" for value in points)]))
+    assert_same(load(folder), expected)
+    assert "24 outlines read as their boxes" in capsys.readouterr().out
+
+
+def test_photos_without_objects(load, many, write):
+    """Empty and missing label files."""
+    folder = write("yolo", many)
+    train = load(folder)[0]
+    first, second = sorted(Path(folder, "labels", "train").iterdir())[:2]
+    first.write_text("\n")
+    second.unlink()
+    fewer, val = load(folder)
+    assert len(fewer) == len(train) - 6
+    assert f"images/train/{second.stem}.jpg" in audit(fewer, val)["not_read"]["names"]
+
+
+def test_one_photo_in_both_splits_stays_together(load, rows, write):
+    """With --split-by image_id, whose ids are those of the whole folder."""
+    folder = write("yolo, lists", rows)
+    names = Path(folder, "val.txt").read_text()
+    Path(folder, "train.txt").write_text(Path(folder, "train.txt").read_text() + "\n" + names)
+    train, val = load(folder)
+    assert audit(train, val)["duplicates"]["across_splits"] == 24
+    train, val = load(folder, split_by="image_id:1/4")
+    photos = [{stem(name) for name in split.ids()["image_id"]} for split in (train, val)]
+    assert photos[0].isdisjoint(photos[1]) and len(train) + len(val) == 60 + 5 + 48
+
+
+# Masks ---------------------------------------------------------------------------------------------------------------
+
+
+def test_polygons_are_masks(load, rows, write, cache):
+    folder = write("coco", rows)
+    config = TrainConfig(data=folder, image_size=32, cache=cache, crop=True, fit="squash", margin=0.5)
+    val = load_splits(config)[1]
+    masks = load_masks(config, "val", val)
+    for mask, (x, y, w, h), image in zip(masks, val.rows["bbox"], val.rows.images(), strict=True):
+        size = open_image(image).size
+        expected = Image.new("L", size)
+        expected.paste(255, (int(x), int(y), int(x + w), int(y + h)))
+        expected, _ = crop_with(config, expected, [x, y, w, h], fill=(0, 0, 0))
+        assert abs(mask[0].astype(int) - np.asarray(expected)[:, :, 0]).max() < 60, "a quarter of a pixel at most"
+
+
+def test_run_length_encoding_is_no_mask(load, rows, write, cache, capsys):
+    folder = write("coco", rows)
+
+    def encode_one(content):
+        content["annotations"][3]["segmentation"] = {"counts": [3, 4], "size": [20, 20]}
+
+    edit(folder, TRAIN, encode_one)
+    train = load(folder)[0]
+    assert "1 masks that are no polygons not read" in capsys.readouterr().out
+    config = TrainConfig(data=folder, image_size=32, cache=cache, crop=True, fit="squash")
+    with pytest.raises(InputError, match="the mask of train row 3 cannot be used: it has no polygons, .*run-length"):
+        load_masks(config, "train", train)
+
+
+def test_a_mask_of_absurd_points():
+    assert not np.asarray(draw_mask([[1e300, 5, 1e200, 9, 1e300, 40]], (8, 8))).any()
+    assert np.asarray(draw_mask([[-1e300, -1e300, 1e300, -1e300, 0, 1e300]], (8, 8))).all()
+    assert (
+        np.asarray(draw_mask([[2, 3, 6, 3, 6, 5, 2, 5]], (8, 8))).nonzero()[0].tolist() == [3] * 4 + [4] * 4
+    )  # rows 3 and 4
+
+
+# Damaged files -------------------------------------------------------------------------------------------------------
+
+
+def change_annotation(**changes):
+    return lambda folder: edit(folder, TRAIN, lambda content: content["annotations"][4].update(changes))
+
+
+def name_photo(name):
+    return lambda folder: edit(folder, TRAIN, lambda content: content["images"][0].update(file_name=name))
+
+
+def replace_text(file, old, new):
+    def change(folder):
+        path = next(Path(folder).glob(file))
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    return change
+
+
+def write_bytes(file, content):
+    return lambda folder: next(Path(folder).glob(file)).write_bytes(content)
+
+
+XML, LABEL = "Annotations/*.xml", "labels/train/*.txt"
+BOMB = b'<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;">]><annotation><object>&c;</object></annotation>'
+DAMAGED = {
+    "no JSON": ("coco", write_bytes(TRAIN, b'{"images": [{"id": 1}'), "instances_train2017.json is not valid JSON"),
+    "a list": ("coco", write_bytes(TRAIN, b"[1, 2]"), "is not COCO JSON: it must be an object with lists"),
+    "deep JSON": ("coco", write_bytes(TRAIN, b"[" * 10**5), "instances_train2017.json is not valid JSON"),
+    "roboflow": ("coco, roboflow", write_bytes("train/*.json", b"<html>"), "_annotations.coco.json is not valid JSON"),
+    "category": ("coco", change_annotation(category_id=99), r"category_id 99, which is not one of its categories"),
+    "no category": ("coco", change_annotation(category_id=[1]), r"category_id \[1\], which is not one"),
+    "image": ("coco", change_annotation(image_id=999), "has image_id 999, which is not one of its images"),
+    "no file": ("coco", name_photo(None), "image 1 has no file_name"),
+    "no photos": ("coco", lambda f: [p.unlink() for p in Path(f, "train2017").iterdir()], "none of them is in"),
+    "no YAML": ("yolo", write_bytes("data.yaml", b"names: [a, b"), "data.yaml cannot be read as YAML: while parsing"),
+    "objects in YAML": ("yolo", write_bytes("data.yaml", b"!!python/object/apply:os.system [id]"), "read as YAML"),
+    "no names": ("yolo", write_bytes("data.yaml", b"train: images/train"), "no data.yaml with the names"),
+    "names": ("yolo", write_bytes("data.yaml", b"names: 3"), "data.yaml: names must be a list of the classes"),
+    "class": ("yolo", write_bytes(LABEL, b"77 0.5 0.5 0.1 0.1"), "line 1: class 77 has no name; data.yaml names .. cl"),
+    "text": ("yolo", write_bytes(LABEL, b"chair 0.5 0.5 0.1 0.1"), "is not a class number followed by numbers"),
+    "values": ("yolo", write_bytes(LABEL, b"0 0.5 0.5 0.1 0.1 0.9"), "line 1 has 6 values: a box is class, cx, cy"),
+    "folder": ("yolo", replace_text("data.yaml", "images/val", "elsewhere"), "val is 'elsewhere', which is no folder"),
+    "no XML": ("voc", write_bytes(XML, b"<annotation><object>"), "xml cannot be read as XML: no element found"),
+    "other XML": ("voc", write_bytes(XML, b"<html></html>"), "is not a Pascal VOC annotation"),
+    "entities": ("voc", write_bytes(XML, BOMB), "cannot be read as XML: it has a document type"),
+    "no annotation": ("voc", lambda f: next(Path(f).glob(XML)).unlink(), r"lists '\w+', but there is no \w+.xml"),
+    "metadata": ("objects, folder", write_bytes("train/metadata.jsonl", b'{"a"'), "metadata.jsonl cannot be read"),
+    "lengths": (
+        "objects, folder",
+        write_bytes("train/metadata.jsonl", b'{"file_name": "a", "objects": {"bbox": [], "categories": [1]}}'),
+        "metadata.jsonl, line 1: objects has 0 boxes, but 1 categories",
+    ),
+    "keys": (
+        "objects, folder",
+        write_bytes("train/metadata.jsonl", b'{"file_name": "a", "objects": {"boxes": []}}'),
+        "objects must have lists bbox and category; it has boxes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_one_sentence(load, rows, write, name):
+    layout, damage, words = DAMAGED[name]
+    folder = write(layout, rows)
+    damage(folder)
+    with pytest.raises(InputError, match=words) as raised:
+        load(folder)
+    assert "\n" not in str(raised.value)
+
+
+def remove_photo(folder):
+    next(path for path in sorted(Path(folder).rglob("*.jpg")) if "val" not in str(path.relative_to(folder))).unlink()
+
+
+BAD = {
+    "coco, no photo": ("coco", remove_photo, "the image file is not in the folder"),
+    "yolo, no photo": ("yolo", remove_photo, "the image file is not in the folder"),
+    "voc, no photo": ("voc, beside", remove_photo, "the image file is not in the folder"),
+    "objects, no photo": ("objects, folder", remove_photo, "the image file is not in the folder"),
+    "coco, no area": ("coco", change_annotation(bbox=[10, 10, 0, 5]), "has no area"),
+    "coco, three numbers": ("coco", change_annotation(bbox=[10, 10, 5]), "has 3 numbers"),
+    "coco, texts": ("coco", change_annotation(bbox={"x": 1}), "contains a value that is not a number"),
+    "yolo, no area": ("yolo", write_bytes(LABEL, b"0 0.5 0.5 0 0.1"), "has no area"),
+    "yolo, NaN": ("yolo", write_bytes(LABEL, b"0 0.5 0.5 nan 0.1"), "contains a value that is not a number"),
+    "voc, no area": ("voc", replace_text(XML, "<xmax>", "<xmax>-"), "has no area"),
+    "voc, no numbers": ("voc", replace_text(XML, "<xmax>", "<xmax>a"), "contains a value that is not a number"),
+    "voc, no box": ("voc", replace_text(XML, "bndbox>", "polygon>"), "no box|cannot be read as XML"),
+    "outside": ("coco", name_photo("../../../etc/passwd"), "not in"),
+    "absolute": ("coco", name_photo("/etc/passwd"), "not in"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_used_is_a_bad_row(load, rows, write, name):
+    layout, damage, words = BAD[name]
+    rows = {s: [r for r in rows[s] if r["category"].lower() in ("chair", "bed", "desk")] for s in rows}
+    folder = write(layout, rows)
+    damage(folder)
+    with pytest.raises(InputError, match=f"(?s)1 of .* rows cannot be used.*({words})"):
+        load(folder)
+    train, val = load(folder, bad_rows="skip")
+    assert len(train.problems + val.problems) == 1 and len(train) + len(val) == 20
+
+
+def test_only_files_of_the_folder_are_opened(load, rows, write, tmp_path):
+    """A link to a photo elsewhere is a bad row, and one to annotations an error."""
+    folder = write("coco", rows)
+    image = sorted(Path(folder, "train2017").iterdir())[0]
+    image.rename(tmp_path / "secret.jpg")
+    image.symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(InputError, match="(?s)1 of 65 train rows.*a link to a file outside of the folder"):
+        load(folder)
+    Path(folder, TRAIN).rename(tmp_path / "secret.json")
+    Path(folder, TRAIN).symlink_to(tmp_path / "secret.json")
+    with pytest.raises(InputError, match="instances_train2017.json cannot be read: a link to a file outside"):
+        load(folder)
+
+
+def test_names_of_nested_aliases_are_refused_at_once(load, rows, write):
+    """Written out, this list would have a billion elements."""
+    folder = write("yolo", rows)
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))]
+    Path(folder, "data.yaml").write_text("\n".join([*lines, "names: *a9", "train: images/train", "val: images/val"]))
+    with pytest.raises(InputError, match="names must be a list of the classes"):
+        load(folder)
+
+
+# Formats of boxes ----------------------------------------------------------------------------------------------------
+
+
+def fractions_of(row, box):
+    return [value / size_of(row)[i % 2] for i, value in enumerate(box)]
+
+
+FORMATS = {
+    "xywh": lambda x, y, w, h: [x, y, w, h],
+    "xyxy": lambda x, y, w, h: [x, y, x + w, y + h],
+    "cxcywh": lambda x, y, w, h: [x + w / 2, y + h / 2, w, h],
+}
+
+
+@pytest.mark.parametrize("kind", ["pixels", "fractions"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_boxes_of_another_format(load, rows, parquet, capsys, name, kind):
+    convert = {"pixels": lambda row, box: [float(v) for v in box], "fractions": fractions_of}[kind]
+    changed = {
+        split: [dict(row, bbox=convert(row, FORMATS[name](*row["bbox"]))) for row in rows[split]] for split in rows
+    }
+    data = parquet(changed)
+    assert_same(load(data, box_format=name), load(parquet(rows, "expected")))
+    expected = {
+        "pixels": f"boxes read as {name} in pixels",
+        "fractions": f"boxes read as {name} in fractions of the image",
+    }
+    assert f", {expected[kind]}\n" in capsys.readouterr().out
+    if (name, kind) != ("xywh", "pixels"):
+        with pytest.raises(InputError, match=f"let --box-format .*{name}.* convert them"):
+            load(data)
+
+
+def test_two_formats_of_the_same_numbers_have_pixels_of_their_own(load, rows, parquet):
+    """The cache tells them apart."""
+    small = {split: [dict(row, bbox=[100, 100, 150, 140]) for row in rows[split]] for split in rows}
+    data = parquet(small)
+    sizes = [load(data, box_format=name)[1].crop_sizes[0].tolist() for name in ("xywh", "xyxy", "cxcywh", "xyxy")]
+    assert sizes == [[150, 140], [50, 40], [150, 140], [50, 40]]
+    corner, centre = (load(data, box_format=name)[1] for name in ("xywh", "cxcywh"))
+    assert not np.array_equal(corner.pixels, centre.pixels)
+
+
+def test_boxes_that_reach_over_the_edge_a_little_are_clipped(load, rows, parquet):
+    few = {split: [dict(row) for row in rows[split]] for split in rows}
+    width, height = size_of(few["val"][0])
+    few["val"][0]["bbox"] = [-1, 10, 50, height - 10 + 0.009 * height]
+    few["val"][1]["bbox"] = [0, 0, size_of(few["val"][1])[0], size_of(few["val"][1])[1]]
+    train, val = load(parquet(few))
+    assert val.crop_sizes[0].tolist() == [49, height - 10]
+    report = audit(train, val)
+    assert report["boxes"]["val"]["clipped"] == 1 and report["boxes"]["train"]["clipped"] == 0
+    assert (
+        "val: 1 of 24 boxes reach over the edge of their images by up to a pixel or 1 %, and were clipped."
+        in findings(report)
+    )
+    few["val"][0]["bbox"] = [-0.02 * width, 10, 50, 50]
+    with pytest.raises(InputError, match="(?s)1 of 24 val rows.*extends outside"):
+        load(parquet(few, "more"))
+
+
+# Splits --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_test_split_can_be_val(load, rows, parquet):
+    data = parquet({"train": rows["train"], "test": rows["val"]})
+    with pytest.raises(InputError, match="no val split, only train, test: .*or use test for it with --val-split test"):
+        load(data)
+    assert_same(load(data, val_split="test"), load(parquet(rows, "expected")))
+    for wrong in ("tset", "train"):
+        with pytest.raises(InputError, match=f"--val-split {wrong}: .* has no such split"):
+            load(data, val_split=wrong)
+
+
+def test_new_options_are_part_of_a_runs_identity_only_if_they_are_used():
+    before = {"lr": 1}
+    assert identity(before | {"val_split": "", "box_format": "auto"}) == identity(before)
+    assert identity(before | {"val_split": "test"}) != identity(before)
+    old = {name: value for name, value in asdict(TrainConfig()).items() if name not in ("val_split", "box_format")}
+    assert differences(old, TrainConfig()) == []
+    assert differences(old, TrainConfig(val_split="test")) == ["no --val-split"]
+    assert differences(old | {"box_format": "xyxy"}, TrainConfig()) == ["--box-format xyxy"]
+
+
+# The audit -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_photo_of_many_objects_is_no_duplicate_of_itself(load, many, write):
+    train, val = load(write("coco", many))
+    report = audit(train, val)
+    assert report["duplicates"] == {"within_a_split": 0, "across_splits": 0, "groups": []}
+    assert report["objects"] == {
+        "train": {"photos": 55, "median": 3.0, "maximum": 3},
+        "val": {"photos": 24, "median": 3.0, "maximum": 3},
+        "in_both": 0,
+    }
+    assert "24 photos; objects in a photo: median 3, maximum 3" in describe(train, val, report)
+    assert not any("identical" in sentence for sentence in findings(report))
+
+
+def test_a_photo_in_train_and_val_is_pointed_out(load, many, write):
+    folder = write("coco", many)
+    train, val = (Path(folder, "annotations", f"instances_{year}.json") for year in ("train2017", "val2017"))
+    one, other = json.loads(train.read_text()), json.loads(val.read_text())
+    image, (first, *_) = other["images"][0], [a for a in other["annotations"] if a["image_id"] == 1]
+    one["images"].append(image | {"id": 1000})
+    one["annotations"].append(first | {"image_id": 1000})
+    other["annotations"].remove(first)
+    train.write_text(json.dumps(one))
+    val.write_text(json.dumps(other))
+    report = audit(*load(folder))
+    assert report["objects"]["in_both"] == 1 == report["duplicates"]["across_splits"]
+    sentence = "1 photos have objects in both train and val: use --split-by image_id to separate them."
+    assert sentence in findings(report) and not any("identical" in s for s in findings(report))
