@@ -52,9 +52,10 @@ def load_tables(config: DataConfig, *extra_columns: str) -> dict[str, Table]:
         raise InputError(f"--data {config.data} has several val splits, {' and '.join(found)}: keep one of them.")
     val = splits[found[0]] if found else None
     if val is None and not config.split_by:
+        column = "product_id" if "product_id" in train else "image_id"
         raise InputError(
-            f"--data {config.data} has no val split, only {', '.join(splits)}: create one with --split-by product_id, "
-            f"or with --split-by image_id if the images are not grouped{_other_split(splits)}."
+            f"--data {config.data} has no val split, only {', '.join(splits)}: create one with --split-by {column}"
+            f"{_other_split(splits)}."
         )
     others = [f"{name}: {len(table)} rows" for name, table in splits.items() if name not in ("train", *found)]
     train = replace(train, unread=(*train.unread, *others))
@@ -68,7 +69,7 @@ def load_tables(config: DataConfig, *extra_columns: str) -> dict[str, Table]:
 def _other_split(splits: dict[str, Table]) -> str:
     """How to use a split that is neither train nor val, as the end of a sentence."""
     others = [name for name in splits if name != "train"]
-    return f"; or use {others[0]} for it with --val-split {others[0]}" if others else ""
+    return f", or use {others[0]} for it with --val-split {others[0]}" if others else ""
 
 
 def _with_box_format(tables: dict[str, Table], config: DataConfig) -> dict[str, Table]:
