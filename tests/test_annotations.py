@@ -136,6 +136,18 @@ def test_a_photo_is_read_and_decoded_once(load, many, write, tmp_path, monkeypat
     assert len(opened) == photos and len(read) == 2 * photos, "once for the hash of the content, once to decode it"
 
 
+def test_names_with_half_characters_become_text(load, rows, write):
+    """JSON may hold them, but no encoding does."""
+    folder = write("coco", rows)
+
+    def rename(content):
+        content["categories"][0]["name"] = "\ud800 lamp"
+
+    for name in (TRAIN, TRAIN.replace("train", "val")):
+        edit(folder, name, rename)
+    assert r"\ud800_lamp" in load(folder)[0].classes
+
+
 def test_another_box_of_a_photo_is_noticed(load, many, write):
     """Also its second one, whose row shares the image with the first."""
     folder = write("coco", many)

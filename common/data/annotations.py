@@ -121,6 +121,8 @@ class _Source:
         photos = [photo for photo, _ in rows]
         columns["image_id"] = [given or photo for given, photo in zip(columns["image_id"], photos, strict=True)]
         kinds = {"bbox": pa.list_(pa.float64()), "mask": pa.list_(pa.list_(pa.float64()))}
+        for name in columns.keys() - kinds:  # JSON may hold half characters
+            columns[name] = [text and printable_name(text) for text in columns[name]]
         arrays = {name: pa.array(values, kinds.get(name, pa.string())) for name, values in columns.items()}
         words = {"bbox": "list of double", "mask": POLYGONS}
         return Table(
