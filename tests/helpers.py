@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,25 @@ def error_message(script: str, argv: list[str]) -> str:
         run(lambda: main(script, argv))
     assert isinstance(stop.value.code, str), "Python prints a string and exits with code 1"
     return stop.value.code
+
+
+class Crash(Exception):
+    pass
+
+
+@contextmanager
+def crash_at(step: int) -> Iterator[None]:
+    """Expects the run in this process to reach `step`, where it crashes instead of saving a checkpoint."""
+    save_checkpoint = common.train.save_checkpoint
+
+    def save_or_crash(folder, accelerator, model, optimizer, at, losses):
+        if at == step:
+            raise Crash
+        save_checkpoint(folder, accelerator, model, optimizer, at, losses)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(common.train, "save_checkpoint", save_or_crash)
+        yield
 
 
 # Run folders ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,9 @@ from tests import helpers
 from tests.helpers import (
     SCRIPTS,
     SMALL,
+    Crash,
     config_of,
+    crash_at,
     epoch_lines,
     error_message,
     logits_of,
@@ -229,28 +231,16 @@ def test_accumulation_changes_nothing(train, more):
 # Resuming ------------------------------------------------------------------------------------------------------------
 
 
-class Crash(Exception):
-    pass
-
-
 def crash(*_):
     raise Crash
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_resumed_run_equals_an_uninterrupted_run(train, script, monkeypatch, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_run(train, script, tmp_path):
     more = "--crop --augment strong --accumulate 2 --checkpoint-every 2"
     more += " --dropout 0.1 --background swap" * (script == "train_custom_vit")
     uninterrupted, parts = train(script, "uninterrupted", more), tmp_path / "parts"
-    save_checkpoint = common.train.save_checkpoint
-
-    def crash_at_6(folder, accelerator, model, optimizer, step, losses):
-        if step == 6:
-            raise Crash
-        save_checkpoint(folder, accelerator, model, optimizer, step, losses)
-
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(common.train, "save_checkpoint", crash_at_6)
+    with crash_at(6):
         train(script, "parts", more)
     assert read_log(parts) == read_log(uninterrupted), "all is logged, and steps 5 and 6 will be repeated"
     with pytest.raises(InputError, match="unfinished run.*--resume"):

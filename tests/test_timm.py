@@ -13,7 +13,6 @@ from huggingface_hub import constants
 from torch import nn
 
 import common.data.hub
-import common.train
 import compare
 import export
 import predict
@@ -21,7 +20,7 @@ import train_custom_cnn
 import train_timm
 from common.compare.grid import Job
 from common.config import InputError, parse
-from tests.helpers import ROOT, read_json, read_predictions, results
+from tests.helpers import ROOT, crash_at, read_json, read_predictions, results
 
 FAMILIES = {  # model: its number of parameters with 1000 classes, if it is made for these
     "convnext_tiny.fb_in22k_ft_in1k": 28_589_128,
@@ -228,23 +227,11 @@ def test_weights_of_another_layout_as_documented(tmp_path):
 # Runs ----------------------------------------------------------------------------------------------------------------
 
 
-class Crash(Exception):
-    pass
-
-
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
-def test_a_family_trains_resumes_predicts_compares_and_exports(name, train, cache, tmp_path, monkeypatch, capsys):
+def test_a_family_trains_resumes_predicts_compares_and_exports(name, train, cache, tmp_path, capsys):
     more = f"--model {name} --image-size {LARGE.get(name, 32)} --crop --augment strong --checkpoint-every 2"
     whole = train("train_timm", "whole", more)
-    save_checkpoint = common.train.save_checkpoint
-
-    def crash_at_6(folder, accelerator, model, optimizer, step, losses):
-        if step == 6:
-            raise Crash
-        save_checkpoint(folder, accelerator, model, optimizer, step, losses)
-
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(common.train, "save_checkpoint", crash_at_6)
+    with crash_at(6):
         train("train_timm", "parts", more)
     train("train_timm", "parts", f"{more} --resume")
     assert results(tmp_path / "parts") == results(whole), "bit for bit"

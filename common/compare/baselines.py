@@ -25,9 +25,7 @@ from common.finished_run import FinishedRun
 from common.pretrained import load_backbone, read_state_dict, weights_file
 
 BACKBONE = "resnet18"  # of torchvision
-# Inverse strength of the regularisation. By folds of the products in the sample's train split, with the features of
-# EfficientNet-Lite0 at 160 pixels: accuracy 0.39, 0.58, 0.61, 0.60, 0.59 for C = 1e-4, 1e-3, ... 1
-PROBE_C = 0.01
+PROBE_C = 0.01  # inverse strength of the regularisation, chosen by folds of the products in the sample's train split
 Classifier = Callable[[ClassificationDataset, ClassificationDataset], np.ndarray]
 CELLS = 4  # histograms are computed for each of 4 x 4 cells of an image
 
@@ -52,9 +50,8 @@ def find_baselines(experiments: Sequence[Experiment], **source: str) -> tuple[li
         try:
             found = image_baselines({"nearest neighbour": nearest_histogram}, view, members[0], **source)
             if features:
-                largest = max(
-                    members, key=lambda e: e.runs[0].info.config["image_size"]
-                )  # the size that suits ImageNet
+                # ImageNet weights suit large images
+                largest = max(members, key=lambda experiment: experiment.runs[0].info.config["image_size"])
                 found += image_baselines(features.classifiers(), view, largest, **source)
             baselines += [ScoredExperiment(baseline) for baseline in found]
         except InputError as error:
