@@ -25,6 +25,7 @@ import huggingface_hub
 import numpy as np
 import pandas as pd
 import safetensors
+import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import nn
@@ -39,11 +40,19 @@ from common.data.table import file_problem
 from common.files import csv_text, open_regular
 from common.metrics import scores_of_predictions
 from common.provenance import REFERENCE, changed_files, code_hashes, code_key, reference_problem
-from common.run_folder import IDS, PREDICTED, RunInfo, data_fingerprint, normalization_fields, package_versions
+from common.run_folder import (
+    IDS,
+    PREDICTED,
+    PROBABILITIES,
+    RunInfo,
+    data_fingerprint,
+    normalization_fields,
+    package_versions,
+)
 
 NEEDED = (
-    "run.json", "data_report.json", "metrics.json", "labels.json", "predictions.csv", "model.safetensors", REFERENCE,
-    "train_*.py",
+    "run.json", "data_report.json", "metrics.json", "labels.json", "predictions.csv", "model.safetensors",
+    PROBABILITIES, REFERENCE, "train_*.py",
 )  # fmt: skip
 
 
@@ -65,6 +74,34 @@ class FinishedRun:
     def code_key(self) -> str:
         """`common.provenance.code_key` of the script; "" if an older version wrote the run and did not record it."""
         return code_key(_read(self.script)) if self.info.code else ""
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Probabilities (N, C) float32 of all classes, for the rows of predictions.csv, in the order of labels.json.
+
+        Raises:
+            InputError: the file is missing, damaged, not the one that the run wrote, or contradicts predictions.csv.
+        """
+        path, shape = self.folder / PROBABILITIES, (len(self.rows), len(self.info.classes))
+        if path.name not in self.info.files:
+            raise InputError(
+                f"{self.folder} has no {path.name}, because an older version wrote it: train the run again."
+            )
+        encoded = _read(path, limit=4 * shape[0] * shape[1] + 10**6)
+        if hashlib.sha256(encoded).hexdigest() != self.info.files[path.name]:
+            raise InputError(f"{path} is not the file that the run wrote: restore it, or train the run again.")
+        try:
+            probabilities = safetensors.numpy.load(encoded)["probabilities"]
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise InputError(f"{path} cannot be read: {error}.") from error
+        if probabilities.shape != shape or probabilities.dtype != np.float32:
+            raise InputError(f"{path} is {probabilities.dtype} {probabilities.shape} instead of float32 {shape}.")
+        predicted = np.searchsorted(self.info.classes, self.rows["prediction"])
+        stated = probabilities[np.arange(shape[0]), predicted]
+        fits_csv = np.abs(stated - self.rows["probability"]).max() <= 1e-6
+        if not (fits_csv and probabilities.min() >= 0 and np.abs(probabilities.sum(1) - 1).max() <= 1e-4):
+            raise InputError(f"{path} contradicts predictions.csv: restore them, or train the run again.")
+        return probabilities
 
     def _module(self) -> ModuleType:
         """The script of the run, from the project folder only, as a run folder may come from an untrusted source."""

@@ -6,6 +6,8 @@ log.jsonl           a line with the loss every few steps, and a line with the sc
 checkpoint/last.pt  until the run is finished (`common.checkpoint`)
 metrics.json        scores of the last epoch; written last, so a folder that has it is finished
 predictions.csv     one line for each val row
+probabilities.safetensors
+                    of all classes (N, C) float32, for the rows of predictions.csv and the classes of labels.json
 model.safetensors, labels.json, README.md, curves.png, confusion.png, mistakes.png
 reference.safetensors, train_*.py
                     outputs for a few images and a copy of the script, to check the model by (`common.provenance`)
@@ -33,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import safetensors.numpy
 import safetensors.torch
 import torch
 from accelerate import Accelerator
@@ -65,6 +68,7 @@ from common.stats import format_score
 PACKAGES = ("torch", "torchvision", "accelerate", "scikit-learn", "timm", "numpy", "pillow", "pyarrow")
 IDS = [*ID_COLUMNS, "label"]  # columns of predictions.csv that are the same for every model
 PREDICTED = ["prediction", "probability", "loss"]  # columns that differ between models
+PROBABILITIES = "probabilities.safetensors"
 
 
 def normalization_fields(normalization: Normalization) -> dict[str, list[float]]:
@@ -88,7 +92,7 @@ class RunInfo:
     commit: str | None = None  # None outside a git checkout
     code: dict[str, str] = field(default_factory=dict)  # see `common.provenance.code_hashes`
     resumed: list[dict[str, Any]] = field(default_factory=list)  # step, command and commit of each continuation
-    files: dict[str, str] = field(default_factory=dict)  # sha256 of weights and predictions, once it is finished
+    files: dict[str, str] = field(default_factory=dict)  # sha256 of what `finish` wrote, once it is finished
     normalization: dict[str, list[float]] = field(default_factory=lambda: normalization_fields(IMAGENET))
     device: str = ""
     processes: int = 1
@@ -417,15 +421,19 @@ class RunFolder:
         self.clock.lap(training=False)
         self.info.seconds, self.info.train_seconds = self.clock.total, self.clock.training
         self.info.images_per_second = self.last_step * self.config.batch_size / self.clock.training
-        weights = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})
-        with atomic_path(self.path / "model.safetensors") as partial:
-            partial.write_bytes(weights)
+        contents = {
+            "model.safetensors": safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()}),
+            PROBABILITIES: safetensors.numpy.save({"probabilities": probabilities_of(logits).astype(np.float32)}),
+        }
+        for name, content in contents.items():
+            with atomic_path(self.path / name) as partial:
+                partial.write_bytes(content)
         with atomic_path(self.path / REFERENCE) as partial:
             write_reference(partial, self.config, model, self.val)
         write_json(self.path / "labels.json", self.val.classes)
         rows, result = predictions(self.val, logits), scores(self.val.labels.numpy(), logits)
         write_csv(self.path / "predictions.csv", rows.to_dict("records"))
-        contents = {"model.safetensors": weights, "predictions.csv": (self.path / "predictions.csv").read_bytes()}
+        contents["predictions.csv"] = (self.path / "predictions.csv").read_bytes()
         self.info.files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         write_json(self.path / "run.json", asdict(self.info))
         log = self.read_log()
@@ -468,9 +476,14 @@ class RunFolder:
         return [printable(line) for line in lines]
 
 
+def probabilities_of(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, C) float64 of logits (N, C) float32."""
+    return softmax(logits.astype(np.float64), axis=1)
+
+
 def predictions(val: ClassificationDataset, logits: np.ndarray) -> pd.DataFrame:
     """The rows of predictions.csv: ids, label, prediction, its probability, and the loss of the label in nats."""
-    labels, probabilities = val.labels.numpy(), softmax(logits.astype(np.float64), axis=1)
+    labels, probabilities = val.labels.numpy(), probabilities_of(logits)
     classes = np.array(val.classes, dtype=object)
     return pd.DataFrame(
         {

@@ -137,7 +137,7 @@ def epoch_lines(folder: Path) -> list[dict]:
 
 def results(folder: Path) -> dict:
     """Everything that must be identical, bit for bit, in two equal runs."""
-    files = ("model.safetensors", "predictions.csv", "metrics.json")
+    files = ("model.safetensors", "predictions.csv", "probabilities.safetensors", "metrics.json")
     return {"log.jsonl": read_log(folder)} | {name: (folder / name).read_bytes() for name in files}
 
 

@@ -31,7 +31,18 @@ from common.finished_run import read_run
 from common.launch import check_model
 from common.provenance import code_key
 from common.run_folder import RunInfo
-from tests.helpers import SAMPLE, SCRIPTS, config_of, edit_json, exit_code, fork, read_json, read_weights, signal_at
+from tests.helpers import (
+    SAMPLE,
+    SCRIPTS,
+    config_of,
+    edit_json,
+    exit_code,
+    fork,
+    logits_of,
+    read_json,
+    read_weights,
+    signal_at,
+)
 
 SCRIPT = "train_custom_cnn"
 VAL = str(SAMPLE / "val-00000-of-00001.parquet")
@@ -207,6 +218,45 @@ def test_wrong_weights_are_refused(copy, damage, words):
     damage(copy)
     with pytest.raises(InputError, match=words):
         read_run(copy).model()
+
+
+def other_probabilities(change, name="probabilities"):
+    """A change of the probabilities that also changes their hash in run.json."""
+
+    def apply(run):
+        path = run / "probabilities.safetensors"
+        safetensors.torch.save_file({name: change(safetensors.torch.load_file(path)["probabilities"])}, path)
+        rehash(run, path.name)
+
+    return apply
+
+
+def test_the_probabilities_are_those_of_the_predictions(copy):
+    run = read_run(copy)
+    _, val = run.splits()
+    expected = logits_of(run.model(), val).softmax(1)
+    torch.testing.assert_close(torch.from_numpy(run.probabilities), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (flip("probabilities.safetensors", -1), "not the file that the run wrote"),
+        (lambda run: (run / "probabilities.safetensors").unlink(), "No such file"),
+        (lambda run: edit_json(run, "run.json", files={}), "older version"),
+        (other_probabilities(lambda value: value, "p"), "'probabilities'"),
+        (other_probabilities(lambda value: value.double()), "float64"),
+        (other_probabilities(lambda value: value[1:]), "instead of"),
+        (other_probabilities(lambda value: value.flip(1)), "contradicts predictions.csv"),
+        (other_probabilities(lambda value: value.where(value == value.max(1, True).values, -1)), "contradicts"),
+        (other_probabilities(lambda value: value.where(value == value.max(1, True).values, 0)), "contradicts"),
+    ],
+    ids="flipped missing old name float64 rows classes negative sum".split(),
+)
+def test_wrong_probabilities_are_refused(copy, damage, words):
+    damage(copy)
+    with pytest.raises(InputError, match=words):
+        read_run(copy).probabilities  # noqa: B018
 
 
 def train_in_bf16(argv):
@@ -420,7 +470,9 @@ def make_sparse(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["labels.json", "predictions.csv", "train_custom_cnn.py", "model.safetensors", "reference.safetensors"]
+    "name",
+    ["labels.json", "predictions.csv", "train_custom_cnn.py", "model.safetensors"]
+    + ["reference.safetensors", "probabilities.safetensors"],
 )
 @pytest.mark.parametrize(
     ("replace", "words"),
@@ -436,7 +488,8 @@ def test_only_regular_files_of_a_run_folder_are_read(copy, name, replace, words)
     (copy / name).unlink()
     replace(copy / name)
     with pytest.raises(InputError, match=f"{name} .*{words}"):
-        read_run(copy).model()
+        run = read_run(copy)
+        run.model(), run.probabilities
 
 
 def test_a_run_folder_does_not_decide_what_is_read_and_written(copy, tmp_path, monkeypatch, cache):
