@@ -193,6 +193,9 @@ class TrainConfig(DataConfig):
     )
     out: str = option("", "run folder; empty means runs/SCRIPT-VARIANT-sSEED", group="run")
     resume: bool = option(False, "continue from the checkpoint in the run folder, if there is one", group="run")
+    log_with: str = option(
+        "", "also log to tensorboard, wandb, trackio or another tracker of Accelerate; several with commas", group="run"
+    )
     checkpoint_every: int = option(0, "steps between checkpoints; 0 means one per epoch", group="run", minimum=0)
     dry_run: bool = option(False, "run two steps and one evaluation in a temporary folder", group="run")
     summary: bool = option(False, "print the layer table, then train", group="run")
@@ -239,6 +242,7 @@ def identity(options: Mapping[str, Any]) -> dict[str, Any]:
     `ADDED_LATER` count only if they are used: a run that did not have them yet is the run without them.
     """
     harmless = {"out", "resume", "checkpoint_every", "cache", "max_megapixels", "data_device", "summary", "dry_run"}
+    harmless |= {"log_with"}
     return {
         name: value
         for name, value in options.items()

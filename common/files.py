@@ -27,8 +27,8 @@ from common.config import InputError, printable
 # What a run writes into its folder; no tool may replace these.
 RUN_FILES = (
     "run.json", "data_report.json", "bad_rows.csv", "log.jsonl", "metrics.json", "predictions.csv", "model.safetensors",
-    "probabilities.safetensors", "reference.safetensors", "labels.json", "README.md", "curves.png", "confusion.png",
-    "mistakes.png",
+    "probabilities.safetensors", "reference.safetensors", "labels.json", "config.json", "README.md", "curves.png",
+    "confusion.png", "mistakes.png",
 )  # fmt: skip
 LOCK = ".run.lock"
 

@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from common.config import InputError, TrainConfig
-from common.run_folder import claim_folder
+from common.run_folder import claim_folder, folder_of
+from common.trackers import tracker_names
 
 LAUNCHER = re.compile(r"(^|[/\\])(accelerate(-launch)?|torchrun)(\.exe)?$|^(accelerate\.commands|torch\.distributed)\.")
 FLOAT_BYTES = 4
@@ -32,15 +33,16 @@ def start(config: C, build_model: Callable[[C, int], nn.Module]) -> Accelerator:
     The checks come before the data is read, so that an invalid launch fails within seconds.
 
     Raises:
-        InputError: the model cannot be built or does not fit into memory, a GPU is requested but not available, the
-            launcher sets an option that belongs to the script, the batch size is not a multiple of the number of
-            pieces, or the run folder is in use.
+        InputError: the model cannot be built or does not fit into memory, a tracker or a requested GPU is not
+            available, the launcher sets an option that belongs to the script, the batch size is not a multiple of the
+            number of pieces, or the run folder is in use.
     """
     check_model(config, build_model)
     use_all_cores()
     gpu_requested = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1", "NoDevFiles")
     gpu_requested |= os.environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cuda")
-    accelerator = Accelerator()
+    trackers = [] if config.dry_run else tracker_names(config.log_with)
+    accelerator = Accelerator(log_with=trackers or None, project_dir=folder_of(config))
     processes_started = int(os.environ.get("WORLD_SIZE", 1))
     if not torch.cuda.is_available() and accelerator.device.type != "mps":
         cpu_requested = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")

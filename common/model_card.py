@@ -98,6 +98,21 @@ def model_card(
     )
 
 
+def hub_config(run: dict) -> dict:
+    """The content of config.json, by which the Hub counts downloads: how to prepare images for the model.
+
+    Args:
+        run: the content of run.json.
+    """
+    options = ("image_size", "crop", "margin", "fit")
+    return {
+        "model": run["script"].removeprefix("train_"),
+        "classes": run["classes"],
+        **{name: run["config"][name] for name in options},
+        **run["normalization"],
+    }
+
+
 def _header(run: dict, scores: dict, name: str) -> str:
     """The metadata of the card as YAML."""
     data = printable(run["config"]["data"])

@@ -8,7 +8,7 @@ metrics.json        scores of the last epoch; written last, so a folder that has
 predictions.csv     one line for each val row
 probabilities.safetensors
                     of all classes (N, C) float32, for the rows of predictions.csv and the classes of labels.json
-model.safetensors, labels.json, README.md, curves.png, confusion.png, mistakes.png
+model.safetensors, labels.json, config.json, README.md, curves.png, confusion.png, mistakes.png
 reference.safetensors, train_*.py
                     outputs for a few images and a copy of the script, to check the model by (`common.provenance`)
 """
@@ -20,6 +20,7 @@ import io
 import json
 import os
 import platform
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -61,9 +62,10 @@ from common.data.dataset import ClassificationDataset
 from common.figures import confusion, curves, mistakes, save_figure
 from common.files import LOCK, atomic_path, check_lock, lock_folder, unlock_folder, write_csv, write_json
 from common.metrics import epoch_line, row_losses, scores
-from common.model_card import model_card, score_intervals
+from common.model_card import hub_config, model_card, score_intervals
 from common.provenance import REFERENCE, changed_files, check_unchanged, code_hashes, write_reference
 from common.stats import format_score
+from common.trackers import start_trackers
 
 PACKAGES = ("torch", "torchvision", "accelerate", "scikit-learn", "timm", "numpy", "pillow", "pyarrow")
 IDS = [*ID_COLUMNS, "label"]  # columns of predictions.csv that are the same for every model
@@ -91,6 +93,7 @@ class RunInfo:
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None  # None outside a git checkout
     code: dict[str, str] = field(default_factory=dict)  # see `common.provenance.code_hashes`
+    id: str = field(default_factory=lambda: secrets.token_hex(4))  # under which trackers know the run
     resumed: list[dict[str, Any]] = field(default_factory=list)  # step, command and commit of each continuation
     files: dict[str, str] = field(default_factory=dict)  # sha256 of what `finish` wrote, once it is finished
     normalization: dict[str, list[float]] = field(default_factory=lambda: normalization_fields(IMAGENET))
@@ -289,7 +292,8 @@ class RunFolder:
         train: ClassificationDataset,
         val: ClassificationDataset,
     ):
-        self.config, self.val, self.is_main = config, val, accelerator.is_main_process
+        self.config, self.val, self.accelerator = config, val, accelerator
+        self.is_main = accelerator.is_main_process
         self.path = folder_of(config)
         check_unchanged(script_file(config))
         self.script = script_file(config).read_bytes()
@@ -320,6 +324,8 @@ class RunFolder:
         kept = [line for line in self.read_log() if line["step"] <= step]  # a resumed run repeats later steps
         with atomic_path(self.path / "log.jsonl") as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        options = asdict(self.config) | {"variant": self.info.variant, "parameters": self.info.parameters}
+        start_trackers(self.accelerator, self.path, self.info.id, options, step)
         resumes = self.config.resume and not self.config.dry_run
         begins = "no checkpoint found, starting from step 0" if resumes and not step else f"from step {step}"
         folder = printable(str(self.path))
@@ -352,6 +358,10 @@ class RunFolder:
     def _append(self, **values: Any) -> None:
         with open(self.path / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+        step = values.pop("step")
+        if "train_loss" in values:  # the line before, of the same step, has the epoch too
+            del values["epoch"]
+        self.accelerator.log(values, step=step)
 
     def read_log(self) -> list[dict]:
         """The lines of log.jsonl, without the incomplete line that a killed run may leave."""
@@ -373,7 +383,7 @@ class RunFolder:
 
     @main_process_only
     def write_checkpoint(self, state: dict) -> None:
-        origin = {name: getattr(self.info, name) for name in ("command", "commit", "code", "resumed")}
+        origin = {name: getattr(self.info, name) for name in ("id", "command", "commit", "code", "resumed")}
         buffer = io.BytesIO()  # on a full disk, torch.save raises "unexpected pos"; a plain write gives the reason
         torch.save(state | {"script": self.script, "origin": origin}, buffer)
         with atomic_path(self.path / "checkpoint" / "last.pt") as partial:
@@ -444,6 +454,7 @@ class RunFolder:
         with atomic_path(self.path / "README.md") as partial:
             text = model_card(run_name(self.config), asdict(self.info), findings(self.report), result, rows, intervals)
             partial.write_text(text, encoding="utf-8")
+        write_json(self.path / "config.json", hub_config(asdict(self.info)))
         epochs = [line for line in log if "val_accuracy" in line]
         last = {"epoch": self.config.epochs, "val_accuracy": result["accuracy"]}  # if the log has been deleted
         best = max(epochs, key=lambda line: line["val_accuracy"], default=last)

@@ -41,7 +41,7 @@ QUICK = dict(zip(SCRIPTS, [*VARIANTS, "crop-strong"], strict=True))  # the other
 FILES = {
     "run.json", "log.jsonl", "metrics.json", "predictions.csv", "model.safetensors", "labels.json",
     "curves.png", "confusion.png", "mistakes.png", "data_report.json", "README.md", "reference.safetensors",
-    "probabilities.safetensors",
+    "probabilities.safetensors", "config.json",
 }  # fmt: skip
 
 
