@@ -18,13 +18,14 @@ from common.config import flag_of, parse
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
-LAUNCHER = {
+OTHER_TOOLS = {  # options of accelerate and torchrun, as the pattern cuts them, and of TensorBoard
     "--config",
     "--nproc",
     "--num",
     "--mixed",
     "--dynamo",
-}  # of accelerate and torchrun, as the pattern cuts them
+    "--logdir",
+}
 RUN_BY_CI = ("-m pytest", "pip install -e '.[test,onnx,dev]'", "ruff check")  # .ci/run runs these unchanged
 TRAINING = "--limit 16 --epochs 1 --image-size 32 --batch-size 8"
 SHORT = {  # added to the command of a script or a benchmark
@@ -79,7 +80,7 @@ def test_option_names_in_the_text_exist():
     )
     for document in [document for document in DOCUMENTS if document.name != "results.md"]:
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", document.read_text(encoding="utf-8")):
-            assert option in known or f'"{option}"' in text_of_others or option in LAUNCHER, (
+            assert option in known or f'"{option}"' in text_of_others or option in OTHER_TOOLS, (
                 f"{document.name}: {option}"
             )
 
