@@ -13,10 +13,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from common.config import printable, run
+from common.config import InputError, printable, run
 
 QUESTIONS = ("crop", "augment", "strong", "models")  # what the variants add, and which model is better
-FILES = ("comparison.json", "comparison.md", "experiments.png", "differences.png", "reliability.png", "confusion.png")
+FILES = (
+    "comparison.json", "comparison.md", "experiments.png", "differences.png", "reliability.png", "confusion.png",
+    "heat.png",
+)  # fmt: skip
 
 
 def read_options(argv=None) -> argparse.Namespace:
@@ -44,6 +47,7 @@ def main(argv=None):
     from common.compare import figures
     from common.compare.baselines import find_baselines
     from common.compare.experiments import code_notes, comparable, fold_notes, group_runs
+    from common.compare.heat_maps import confident_mistakes
     from common.compare.markdown import markdown, short_table
     from common.compare.questions import ScoredExperiment, family_notes, questions
     from common.compare.shortcuts import check_shortcuts
@@ -68,26 +72,36 @@ def main(argv=None):
     if not answers and set(options.ask) < set(QUESTIONS):
         notes.append(f"no difference was tested: no two of these experiments answer --ask {' '.join(options.ask)}")
     baselines, missing = find_baselines(experiments, data=options.data, cache=options.cache)
-    comparison: dict[str, Any] = {
-        "experiments": [experiment_summary(scored) for scored in scored_experiments],
-        "baselines": [experiment_summary(scored) for scored in baselines],
-        "questions": [question.as_dict() for question in answers],
-        "label_candidates": label_candidates(scored_experiments),
-        "family": {"asked": list(options.ask), "questions": len(answers), "error": FAMILY_ERROR},
-        "notes": notes + missing + seed_and_leakage_notes(scored_experiments) + family_notes(answers),
-    }
 
     def accuracy(scored: ScoredExperiment) -> float:
         return scored.estimates["accuracy"].value
 
     best = max(scored_experiments, key=accuracy)
+    explained_run = best.experiment.runs[0]
+    try:
+        mistakes = confident_mistakes(explained_run, data=options.data, cache=options.cache)
+    except InputError as error:
+        mistakes = []
+        notes.append(f"the heat maps of mistakes are missing: {error}")
+    comparison: dict[str, Any] = {
+        "experiments": [experiment_summary(scored) for scored in scored_experiments],
+        "baselines": [experiment_summary(scored) for scored in baselines],
+        "questions": [question.as_dict() for question in answers],
+        "label_candidates": label_candidates(scored_experiments),
+        "mistakes": {"run": str(explained_run.folder), "rows": [mistake.as_dict() for mistake in mistakes]},
+        "family": {"asked": list(options.ask), "questions": len(answers), "error": FAMILY_ERROR},
+        "notes": notes + missing + seed_and_leakage_notes(scored_experiments) + family_notes(answers),
+    }
     compared_with_best = [q.a if q.b is best else q.b for q in answers if best in (q.a, q.b)]
     runner_up = sorted(compared_with_best, key=accuracy)[-1:]  # empty if no question involves the best
     write_json(out / "comparison.json", comparison)
     save_figure(out / "experiments.png", figures.bars(scored_experiments, baselines))
     save_figure(out / "reliability.png", figures.reliability(scored_experiments))
     save_figure(out / "confusion.png", figures.confusions([*runner_up, best]))
-    (out / "differences.png").unlink(missing_ok=True)  # from an earlier comparison
+    for name in ("differences.png", "heat.png"):
+        (out / name).unlink(missing_ok=True)  # from an earlier comparison
+    if mistakes:
+        save_figure(out / "heat.png", figures.heat(mistakes))
     if answers:
         save_figure(out / "differences.png", figures.forest(answers))
     with atomic_path(out / "comparison.md") as partial:

@@ -38,7 +38,7 @@ from common.compare.questions import (
     family_notes,
     questions,
 )
-from common.compare.shortcuts import VIEWS, masked_views
+from common.compare.shortcuts import VIEWS, load_val, masked_views
 from common.compare.summary import (
     confused_pairs,
     experiment_summary,
@@ -1112,7 +1112,8 @@ def test_data_that_has_changed_has_no_nearest_neighbour(runs, tmp_path):
 @pytest.fixture(scope="module")
 def views(runs):
     """The val images in each view."""
-    val, views = masked_views(read_run(runs["crop"]))
+    val, masks = load_val(read_run(runs["crop"]))
+    views = masked_views(val, masks)
     np.testing.assert_array_equal(views["as trained"], val.pixels[val.index])
     return [views[name] for name in VIEWS]
 
@@ -1229,7 +1230,7 @@ def test_a_training_run_does_not_use_pyplot(no_pyplot, train):
 def test_a_comparison_does_not_use_pyplot(no_pyplot, runs, tmp_path):
     compare.main([str(runs["full"]), str(runs["crop"]), "--out", str(tmp_path)])
     compare.main(["--shortcuts", str(runs["crop"]), "--out", str(tmp_path)])
-    assert len(list(tmp_path.glob("*.png"))) == 5
+    assert len(list(tmp_path.glob("*.png"))) == 6
 
 
 def test_a_gallery_does_not_use_pyplot(no_pyplot, runs, tmp_path):

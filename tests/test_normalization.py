@@ -14,7 +14,7 @@ import export
 import predict
 import train_custom_cnn
 import train_custom_vit
-from common.compare.shortcuts import VIEWS, masked_views
+from common.compare.shortcuts import VIEWS, load_val, masked_views
 from common.config import IMAGENET, InputError, Normalization
 from common.data.crop import PAD_COLOR
 from common.data.dataset import load_splits
@@ -126,7 +126,7 @@ def test_the_script_beside_an_onnx_file_pads_with_the_colour(run, cache, tmp_pat
 
 
 def test_shortcuts_paint_with_the_mean_colour(run, cache, tmp_path):
-    _, views = masked_views(read_run(run), cache=cache)
+    views = masked_views(*load_val(read_run(run), cache=cache))
     outline = views[VIEWS[3]].transpose(0, 2, 3, 1).reshape(-1, 3)
     assert {tuple(color) for color in np.unique(outline, axis=0).tolist()} == {COLOR, (0, 0, 0)}
     compare.main(["--shortcuts", str(run), "--out", str(tmp_path / "shortcuts"), "--cache", cache])

@@ -1,13 +1,15 @@
 """Figures of a comparison."""
 
 from collections.abc import Sequence
-from textwrap import fill
+from textwrap import fill, shorten
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from common.compare.heat_maps import Mistake, draw_heat
 from common.compare.questions import Question, ScoredExperiment
+from common.config import printable
 from common.figures import confusion_counts, confusion_side, draw_confusion
 from common.metrics import calibration_bins
 from common.stats import format_share
@@ -87,6 +89,23 @@ def confusions(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
         draw_confusion(axis, np.mean(counts, axis=0), classes)
         title = f"{scored.name}: accuracy {format_share(scored.estimates['accuracy'].value)}"
         axis.set_title(fill(title, 2 * LABEL_WIDTH), fontsize=11)
+    return figure
+
+
+def heat(mistakes: Sequence[Mistake]) -> Figure:
+    """The images of wrong predictions, and below them what the predictions depend on."""
+    figure = Figure(figsize=(2 * len(mistakes), 5), layout="constrained")
+    axes = figure.subplots(2, len(mistakes), squeeze=False)
+    for (above, below), mistake in zip(axes.T, mistakes, strict=True):
+        above.imshow(mistake.pixels.transpose(1, 2, 0))
+        above.axis("off")
+        below.axis("off")
+        names = [shorten(printable(name), 24, placeholder=" ...") for name in (mistake.prediction, mistake.label)]
+        above.set_title(f"{names[0]} {mistake.probability:.0%}\nlabel: {names[1]}", fontsize=9)
+        draw_heat(below, mistake.pixels, mistake.heat)
+        if mistake.on_product is not None and mistake.area is not None:
+            shares = format_share(mistake.on_product, 2), format_share(mistake.area, 2)
+            below.set_title(f"{shares[0]} of the heat on the\nproduct ({shares[1]} of the image)", fontsize=9)
     return figure
 
 

@@ -49,6 +49,14 @@ def markdown(
         ]
     sections += ["## Classes", *class_sections(experiments), "![Confusion matrices](confusion.png)"]
     sections += ["## Calibration", "![Reliability diagrams](reliability.png)", calibration_table(experiments)]
+    if comparison["mistakes"]["rows"]:
+        sections += [
+            "## Confident mistakes",
+            f"The wrong predictions of {markdown_text(comparison['mistakes']['run'])} with the highest probabilities. "
+            "Below, bright parts are those that the prediction depends on: while a square at this place is painted "
+            "over, its log probability decreases most (occlusion: Zeiler and Fergus, 2014).",
+            "![Wrong predictions and what they depend on](heat.png)",
+        ]
     candidates = comparison["label_candidates"]
     if candidates:
         rows = [[row["image_id"], row["label"], row["predicted"], f"{row['weight']:.2f}"] for row in candidates]
