@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from common.config import ID_COLUMNS, DataConfig, InputError, Normalization, TrainConfig, printable
 from common.data.boxes import convention_problem
-from common.data.pixels import content_hash, decode_images, normalize
+from common.data.pixels import load_pixels, normalize
 from common.data.sources import clean_categories, describe_layout, load_tables
 from common.data.splits import assign_folds, parse_split
 from common.data.table import Table
@@ -194,8 +194,7 @@ def _load_split(split, rows, categories, classes, config, decode_too) -> Classif
     rows = rows.select(chosen)
 
     selection = [split, hashlib.sha256(chosen.tobytes()).hexdigest()]
-    content = content_hash(rows, selection, config.cache)
-    decoded = decode_images(split, rows, content, [config, *decode_too])
+    content, decoded = load_pixels(split, rows, selection, [config, *decode_too])
     problem = convention_problem(decoded.boxes) if config.crop else None
     if problem:
         raise InputError(f"--data {config.data}, {split} rows: {problem}{_format_hint(problem, rows, config)}")
