@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ from common.config import DataConfig, InputError, TrainConfig, differences, iden
 from common.data.audit import audit, describe, findings
 from common.data.crop import crop_image
 from common.data.dataset import load_splits
-from common.data.masks import draw_mask, load_masks
+from common.data.masks import load_masks
 from common.data.pixels import crop_with, open_image
+from common.data.segmentation import decode_runs, draw_mask
 from tests.helpers import encode, main, photo, results, stored
 from tests.layouts import LAYOUTS, coco, size_of, stem, write_photos, write_text
 
@@ -291,16 +292,21 @@ def test_classes_of_yolo_numbered_by_texts(load, rows, write):
     assert_same(load(folder), expected)
 
 
-def test_outlines_of_yolo_are_read_as_their_boxes(load, rows, write, capsys):
+def test_outlines_of_yolo_are_masks_within_their_boxes(load, rows, write, cache):
+    """A diamond in each box."""
     folder = write("yolo", rows)
     expected = load(folder)
-    for path in Path(folder, "labels", "val").iterdir():
+    for path in Path(folder).glob("labels/*/*.txt"):
         number, cx, cy, w, h = map(float, path.read_text().split())
         x, y, right, bottom = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
         points = (cx, y, right, cy, cx, bottom, x, cy)
         path.write_text(" ".join([f"{number:.0f}", *(f"{value:.9f}" for value in points)]))
     assert_same(load(folder), expected)
-    assert "24 outlines read as their boxes" in capsys.readouterr().out
+    config = TrainConfig(data=folder, image_size=32, cache=cache, crop=True, fit="squash")
+    masks = load_masks(config, "val", load_splits(config)[1])[:, 0] / 255
+    y, x = np.mgrid[:32, :32] - 15.5
+    diamond = np.clip(16.5 - abs(x) - abs(y), 0, 1)
+    assert abs(masks - diamond).mean((1, 2)).max() < 0.02 and abs(masks.mean() - 0.5) < 0.01
 
 
 def test_photos_without_objects(load, many, write):
@@ -343,25 +349,73 @@ def test_polygons_are_masks(load, rows, write, cache):
         assert abs(mask[0].astype(int) - np.asarray(expected)[:, :, 0]).max() < 60, "a quarter of a pixel at most"
 
 
-def test_run_length_encoding_is_no_mask(load, rows, write, cache, capsys):
-    folder = write("coco", rows)
+def runs_of(mask):
+    """COCO's run-length encoding of a mask (height, width) of 0 and 1."""
+    values = np.concatenate([[0], mask.T.ravel(), [2]])  # it starts with zeros
+    edges = np.flatnonzero(np.diff(values))
+    return np.diff(np.concatenate([[0], edges])).tolist()
 
-    def encode_one(content):
-        content["annotations"][3]["segmentation"] = {"counts": [3, 4], "size": [20, 20]}
 
-    edit(folder, TRAIN, encode_one)
-    train = load(folder)[0]
-    assert "1 masks that are no polygons not read" in capsys.readouterr().out
-    config = TrainConfig(data=folder, image_size=32, cache=cache, crop=True, fit="squash")
-    with pytest.raises(InputError, match="the mask of train row 3 cannot be used: it has no polygons, .*run-length"):
-        load_masks(config, "train", train)
+def test_run_length_encodings_are_masks(load, rows, write, cache):
+    """As the polygons of the same boxes, and a damaged one is one sentence."""
+    polygons, runs = write("coco", rows), write("coco", rows, "runs")
+    sizes = {split: [size_of(row) for row in rows[split]] for split in rows}
+
+    def encode_boxes(content):
+        for annotation in content["annotations"]:
+            (width, height), (x, y, w, h) = sizes["train"][annotation["image_id"] - 1], annotation["bbox"]
+            mask = np.zeros((height, width), np.uint8)
+            mask[y : y + h, x : x + w] = 1
+            annotation["segmentation"] = {"counts": runs_of(mask), "size": [height, width]}
+
+    edit(runs, TRAIN, encode_boxes)
+    config = TrainConfig(data=polygons, image_size=32, cache=cache, crop=True, fit="squash", margin=0.5)
+    expected = load_masks(config, "train", load_splits(config)[0])
+    config = replace(config, data=runs)
+    np.testing.assert_array_equal(load_masks(config, "train", load_splits(config)[0]), expected)
+    for damaged, words in (
+        ({"counts": [3, 4], "size": [20, 20]}, r"its size .* is \[20, 20\], but that of the image is"),
+        ({"counts": [3, 4], "size": list(sizes["train"][3][::-1])}, "its run-length encoding has 7 pixels"),
+        ("", "it has no outline"),
+    ):
+        edit(runs, TRAIN, lambda content, value=damaged: content["annotations"][3].update(segmentation=value))
+        with pytest.raises(InputError, match=f"the mask of train row 3 cannot be used: {words}"):
+            load_masks(config, "train", load(runs)[0])
+
+
+RING = "m7?f06K4L4M2N2O]ON011O0000000001OO02c01N2N3L4L5J^8"
+
+
+@pytest.mark.parametrize(
+    ("counts", "mask"),
+    [
+        ([2, 1, 3], [[0, 1, 0], [0, 0, 0]]),  # down the columns
+        ([0, 6], [[1, 1, 1], [1, 1, 1]]),
+        ("06", [[1, 1, 1], [1, 1, 1]]),
+        ("6", [[0, 0, 0], [0, 0, 0]]),
+        ("=3305", np.pad(np.ones((3, 2)), ((1, 2), (2, 1)))),  # by pycocotools 2.0, as is the next
+        (RING, [[0 < (y - 20) ** 2 / 300 + (x - 14) ** 2 / 80 < 1 and (y - 20) ** 2 + (x - 14) ** 2 >= 9
+                 for x in range(30)] for y in range(40)]),
+    ],
+)  # fmt: skip
+def test_run_length_encoding(counts, mask):
+    mask = np.asarray(mask, np.uint8)
+    np.testing.assert_array_equal(decode_runs(counts, *mask.shape), mask)
+    if isinstance(counts, list):
+        assert runs_of(mask) == counts
+
+
+@pytest.mark.parametrize("counts", [[3, 4], [-1, 7], [1.5, 4.5], [10**30], None, "a b", "P" * 10**6, "=", [[6]], "é"])
+def test_damaged_run_lengths_are_refused(counts):
+    with pytest.raises(ValueError, match="its run-length encoding"):
+        decode_runs(counts, 2, 3)
 
 
 def test_a_mask_of_absurd_points():
-    assert not np.asarray(draw_mask([[1e300, 5, 1e200, 9, 1e300, 40]], (8, 8))).any()
-    assert np.asarray(draw_mask([[-1e300, -1e300, 1e300, -1e300, 0, 1e300]], (8, 8))).all()
+    assert not np.asarray(draw_mask("[[1e300, 5, 1e200, 9, 1e300, 40]]", (8, 8))).any()
+    assert np.asarray(draw_mask("[[-1e300, -1e300, 1e300, -1e300, 0, 1e300]]", (8, 8))).all()
     assert (
-        np.asarray(draw_mask([[2, 3, 6, 3, 6, 5, 2, 5]], (8, 8))).nonzero()[0].tolist() == [3] * 4 + [4] * 4
+        np.asarray(draw_mask("[[2, 3, 6, 3, 6, 5, 2, 5]]", (8, 8))).nonzero()[0].tolist() == [3] * 4 + [4] * 4
     )  # rows 3 and 4
 
 

@@ -19,12 +19,12 @@ from common.data.table import (
     as_text,
     clean_category,
     file_state,
+    is_image,
     parse_box,
     printable_name,
     read_file,
 )
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -48,11 +48,6 @@ def list_files(folder: str | Path) -> tuple[list[str], list[str]]:
 
 def _parts(name: str) -> list[str]:
     return name.split("/")
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name ends like an image's."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def count_and_names(names: Sequence[str], n: int | None = None) -> str:

@@ -10,12 +10,12 @@ import huggingface_hub
 import numpy as np
 
 from common.config import ID_COLUMNS, DataConfig, InputError
-from common.data.annotations import POLYGONS, read_annotations
+from common.data.annotations.layouts import read_annotations
 from common.data.boxes import are_fractions
 from common.data.hub import hub_or_cache
-from common.data.image_folder import count_and_names, is_image, list_files, read_image_folder
+from common.data.image_folder import count_and_names, list_files, read_image_folder
 from common.data.parquet import check_complete, parquet_splits, read_parquet
-from common.data.table import Table, clean_category, file_problem
+from common.data.table import SEGMENTATION, Table, clean_category, file_problem, is_image
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?::([^:@]+))?(?:@([\w./-]+))?")
@@ -115,7 +115,7 @@ def read_splits(data: str) -> dict[str, Table]:
     """Reads all splits of `data`, unchanged.
 
     `data` is "sample" (the bundled sample), a Parquet file, a folder of Parquet files, a folder of images with their
-    classes or annotations (see `common.data.annotations`), or a Hub id, owner/name[:CONFIG][@REVISION].
+    classes or annotations (see `common.data.annotations.layouts`), or a Hub id, owner/name[:CONFIG][@REVISION].
 
     Raises:
         InputError: there is no such data, or it cannot be read.
@@ -185,15 +185,15 @@ def _select_columns(split: str, rows: Table, config: DataConfig, extra_columns: 
             f"the {split} split has no column {', '.join(missing)}; its columns are {', '.join(rows.types)}.{hint}"
         )
     check_images(rows, split)
-    outlines = ["mask"] * (rows.types.get("mask") == POLYGONS)  # a column in memory, unlike masks that are images
-    rows = rows.keep((*ID_COLUMNS, "image", "category", "bbox", *dict.fromkeys([*extra_columns, *outlines])))
+    in_memory = ["mask"] * (rows.types.get("mask") == SEGMENTATION)  # a column in memory, unlike masks that are images
+    rows = rows.keep((*ID_COLUMNS, "image", "category", "bbox", *dict.fromkeys([*extra_columns, *in_memory])))
     return rows if "image_id" in rows else rows.with_column("image_id", [str(i) for i in rows.photos])
 
 
 def check_images(rows: Table, split: str) -> None:
     """Raises an InputError if a column of images contains something else."""
     for name in ("image", "mask"):
-        if rows.types.get(name, "image") not in ("image", *[POLYGONS] * (name == "mask")):
+        if rows.types.get(name, "image") not in ("image", *[SEGMENTATION] * (name == "mask")):
             raise InputError(f"the column {name} of {split} must contain images; it contains {rows.types[name]}.")
 
 

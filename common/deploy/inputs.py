@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from common.config import InputError
-from common.data.annotations import read_annotations
-from common.data.image_folder import IMAGE_SUFFIXES, count_and_names, csv_lines, is_image, list_files
+from common.data.annotations.layouts import read_annotations
+from common.data.image_folder import count_and_names, csv_lines, list_files
 from common.data.sources import VAL_NAMES, check_images, clean_categories, is_hub_id, read_splits
-from common.data.table import Table, read_file
+from common.data.table import IMAGE_SUFFIXES, Table, is_image, read_file
 
 MAX_CROPS = 64  # of a photo that are made together; for more, it is decoded again
 

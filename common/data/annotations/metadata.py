@@ -1,0 +1,39 @@
+"""metadata.jsonl or metadata.csv with a category or, as the library `datasets` has it, with a list of objects."""
+
+from common.config import ID_COLUMNS, InputError
+from common.data.annotations.photos import AnnotatedPhotos
+from common.data.image_folder import METADATA, metadata_lines
+from common.data.parquet import CATEGORY_COLUMNS, folder_splits, objects_of
+from common.data.table import as_text, printable_name
+
+
+def read_metadata(photos: AnnotatedPhotos) -> None:
+    """Files in the folder, or in those of its splits."""
+    names = [name for name in photos.files if name.rpartition("/")[2] in METADATA and name.count("/") < 2]
+    folders = {name.rpartition("/")[0]: name for name in sorted(names)}  # .jsonl rather than .csv
+    layouts = set()
+    for folder, name in sorted(folders.items()):
+        content = photos.peek(name)
+        if not folder and isinstance(content, bytes) and b"file_name" not in content:
+            continue  # a file of another kind, beside photos
+        lines = metadata_lines(photos.folder, name)
+        keys = {key for line in lines for key in line}
+        kind = next((key for key in ("objects", *CATEGORY_COLUMNS) if key in keys), None)
+        if kind is None:
+            continue
+        photos.used.add(name)
+        layouts.add("Hugging Face objects" if kind == "objects" else "metadata")
+        of_lines = [photos.find(printable_name(line["file_name"]), [folder]) for line in lines]
+        of_lines = [photo if photo in photos.images else f"{folder}/{photo}".strip("/") for photo in of_lines]
+        in_splits = any(map(folder_splits, of_lines))
+        for number, (line, photo) in enumerate(zip(lines, of_lines, strict=True), 1):
+            split = next(iter(folder_splits(photo)), "" if in_splits else "train")
+            ids = {key: as_text(line.get(key)) for key in ID_COLUMNS if line.get(key) is not None}
+            try:
+                objects = objects_of(line.get(kind)) if kind == "objects" else [(line.get("bbox"), line.get(kind))]
+            except ValueError as error:
+                raise InputError(f"{photos.path(name)}, line {number}: {error}") from error
+            for bbox, category in objects:
+                if split:
+                    photos.add(split, photo, category, bbox, **ids)
+    photos.layout = " and ".join(sorted(layouts))
