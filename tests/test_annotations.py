@@ -405,7 +405,7 @@ def test_run_length_encoding(counts, mask):
         assert runs_of(mask) == counts
 
 
-@pytest.mark.parametrize("counts", [[3, 4], [-1, 7], [1.5, 4.5], [10**30], None, "a b", "P" * 10**6, "=", [[6]], "é"])
+@pytest.mark.parametrize("counts", [[3, 4], [-1, 7], [1.5, 4.5], [10**30], None, "a b", "o" * 10**6, "=", [[6]], "é"])
 def test_damaged_run_lengths_are_refused(counts):
     with pytest.raises(ValueError, match="its run-length encoding"):
         decode_runs(counts, 2, 3)

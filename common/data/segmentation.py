@@ -84,7 +84,8 @@ def decode_runs(counts: Any, height: int, width: int) -> np.ndarray:
         raise ValueError("its run-length encoding is damaged")
     if sum(runs) != height * width:
         raise ValueError(f"its run-length encoding has {sum(runs)} pixels instead of {height} x {width}")
-    return np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(width, height).T
+    values = (np.arange(len(runs)) % 2).astype(np.uint8)
+    return np.repeat(values, runs).reshape(width, height).T
 
 
 def _decompress(text: str) -> list[int]:
