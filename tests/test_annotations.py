@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from common.data.masks import load_masks
 from common.data.pixels import crop_with, open_image
 from common.data.segmentation import decode_runs, draw_mask
 from tests.helpers import encode, main, photo, results, stored
-from tests.layouts import LAYOUTS, coco, size_of, stem, write_photos, write_text
+from tests.layouts import LAYOUTS, category_names, coco, size_of, stem, write_photos, write_text
 
 CNN = "train_custom_cnn"
 
@@ -419,11 +420,209 @@ def test_a_mask_of_absurd_points():
     )  # rows 3 and 4
 
 
+# Splits and files as tools name them ---------------------------------------------------------------------------------
+
+
+def rename(folder, *pairs):
+    for old, new in pairs:
+        Path(folder, old).rename(Path(folder, new))
+
+
+@pytest.mark.parametrize("layout", ["coco, images/", "voc", "voc, beside", "yolo, lists"])
+def test_splits_with_capitals(load, rows, parquet, write, layout):
+    """As CVAT calls its subsets."""
+    folder = write(layout, rows)
+    if layout == "coco, images/":
+        rename(folder, ("images/train", "images/Train"), ("images/val", "images/Validation"))
+        rename(folder, *((f"annotations/instances_{a}.json", f"annotations/instances_{b}.json") for a, b in CAPITALS))
+    elif layout == "voc":
+        rename(folder, *((f"ImageSets/Main/{a}.txt", f"ImageSets/Main/{b}.txt") for a, b in CAPITALS))
+    elif layout == "voc, beside":
+        rename(folder, ("train", "Train"), ("valid", "Validation"))
+    else:  # one folder for each split, and data.yaml without them
+        shutil.rmtree(folder)
+        folder = write("yolo, roboflow", rows)
+        rename(folder, ("train", "Train"), ("valid", "Validation"))
+        Path(folder, "data.yaml").write_text(f"names: {category_names(rows)}")
+    assert_same(load(folder), load(parquet(rows)))
+
+
+CAPITALS = (("train", "Train"), ("val", "Validation"))
+
+
+def test_an_image_folder_with_capitals(load, image_folder):
+    expected = load(image_folder)
+    rename(image_folder, ("train", "Train"), ("val", "Val"))
+    assert [len(split) for split in load(image_folder)] == [len(split) for split in expected]
+
+
+def test_trainval_is_train_if_there_is_no_other(load, rows, write):
+    folder = write("voc", rows)
+    expected = load(folder)
+    rename(folder, ("ImageSets/Main/train.txt", "ImageSets/Main/trainval.txt"))
+    assert_same(load(folder), expected)
+
+
+def test_two_pascal_voc_data_sets_in_one_folder(load, rows, write, tmp_path):
+    """As VOC2007 and VOC2012 in VOCdevkit; both have lists of the same names, and photos of their own."""
+    (tmp_path / "devkit").mkdir()
+    for i in range(2):
+        write("voc", {split: rows[split][i::2] for split in rows}, f"devkit/VOC{i}")
+    train, val = load(str(tmp_path / "devkit"))
+    assert len(val) == len(rows["val"])
+
+
+def test_a_product_called_like_a_split(load, rows, write):
+    """A folder "toy train" must not make the photos in other folders disappear."""
+    folder = write("metadata, csv", rows)
+    rename(folder, ("train/photos", "train/toy train"), ("train", "things"), ("val", "others"))
+    path = Path(folder, "metadata.csv")
+    text = path.read_text().replace("train/photos/", "things/toy train/").replace("val/photos/", "others/photos/")
+    path.write_text(text)
+    with pytest.raises(InputError, match="things/toy train/.* is in a folder named after a split, but others/photos/"):
+        load(folder)
+
+
+def test_a_column_split(load, rows, write):
+    folder = write("metadata, csv", rows)
+    expected = load(folder)
+    path = Path(folder, "metadata.csv")
+    header, *lines = path.read_text().splitlines()
+    lines = [line + (",Train" if line.startswith("train") else ",val") for line in lines]
+    lines = [line.replace("train/photos", "a").replace("val/photos", "b") for line in lines]
+    rename(folder, ("train/photos", "a"), ("val/photos", "b"))
+    path.write_text("\n".join([f"{header},split", *lines]))
+    assert_same(load(folder), expected)
+    path.write_text("\n".join([f"{header},split", *lines, lines[0].replace(",Train", ",3")]))
+    with pytest.raises(InputError, match="split is '3'; write train, val or test"):
+        load(folder)
+
+
+def test_boxes_in_columns(load, rows, write):
+    """As in a CSV file of predict.py --boxes."""
+    folder = write("metadata, csv", rows)
+    expected = load(folder)
+    path = Path(folder, "metadata.csv")
+    lines = re.sub(r'"\[(.*)\]"', lambda match: match[1].replace(" ", ""), path.read_text()).splitlines()
+    path.write_text("\n".join(["file_name,category,x,y,width,height", *lines[1:]]))
+    assert_same(load(folder), expected)
+    path.write_text("\n".join(["file_name,category,x1,y1,x2,y2", *lines[1:]]))
+    with pytest.raises(InputError, match="train split has no column bbox; its columns are image, "):
+        load(folder)
+
+
+def test_metadata_of_a_photo_in_two_files(load, rows, write):
+    folder = write("metadata", rows)
+    first = Path(folder, "train", "metadata.jsonl").read_text().splitlines()[0]
+    name = json.loads(first)["file_name"]
+    Path(folder, "metadata.jsonl").write_text(first.replace(name, f"train/{name}"))
+    with pytest.raises(InputError, match=f"both list train/{name}: keep one"):
+        load(folder)
+
+
+@pytest.mark.parametrize("path", ["data", "../somewhere/data", "/home/someone/data"])
+def test_the_path_in_data_yaml(load, rows, write, path):
+    folder = write("yolo", rows)
+    expected = load(folder)
+    Path(folder, "data").mkdir()
+    rename(folder, ("images", "data/images"), ("labels", "data/labels"))
+    text = Path(folder, "data.yaml").read_text().replace("/home/someone/data", path)
+    Path(folder, "data.yaml").write_text(text)
+    assert_same(load(folder), expected)
+
+
+@pytest.mark.parametrize("names", ["classes.txt", "obj.names"])
+def test_labels_beside_the_photos(load, rows, write, names):
+    """As LabelImg writes them, and CVAT as YOLO 1.1."""
+    folder = write("yolo", rows)
+    expected = load(folder)
+    Path(folder, "data.yaml").unlink()
+    for split in rows:
+        rename(folder, (f"images/{split}", f"obj_{split}_data"))
+        for label in Path(folder, "labels", split).iterdir():
+            label.rename(Path(folder, f"obj_{split}_data", label.name))
+    Path(folder, names).write_text("\n".join(category_names(rows)))
+    assert_same(load(folder), expected)
+    if names == "classes.txt":
+        Path(folder, "obj_val_data", names).write_text("other")
+        with pytest.raises(InputError, match="classes.txt differ: keep one list of the classes"):
+            load(folder)
+
+
+def test_words_of_yaml_are_class_names(load, rows, write):
+    """no is not false."""
+    folder = write("yolo", rows)
+    path = Path(folder, "data.yaml")
+    names = category_names(rows)
+    path.write_text(path.read_text().replace(f": {names[0]}\n", ": no\n").replace(f": {names[1]}\n", ": 1:30\n"))
+    assert {"no", "1:30"} & set(load(folder)[0].classes)
+
+
+def test_key_points_are_no_outline(load, rows, write):
+    folder = write("yolo", rows)
+    expected = load(folder)
+    for path in Path(folder).glob("labels/*/*.txt"):
+        path.write_text(path.read_text().replace("\n", " 0.1 0.1 0.9 0.9\n"))
+    with Path(folder, "data.yaml").open("a") as file:
+        file.write("\nkpt_shape: [2, 2]\n")
+    assert_same(load(folder), expected)
+
+
+def test_a_photo_of_a_list_that_is_missing_is_a_bad_row(load, rows, write):
+    folder = write("yolo, lists", rows)
+    sorted(Path(folder, "images").iterdir())[0].unlink()
+    with pytest.raises(InputError, match="(?s)1 of .* rows cannot be used.*the image file is not in the folder"):
+        load(folder)
+
+
+def test_the_photo_of_the_same_name_comes_before_the_file_name_inside(load, rows, write):
+    """Annotations are copied, and photos renamed."""
+    folder = write("voc", rows)
+    expected = load(folder)
+    first, second = sorted(Path(folder, "Annotations").iterdir())[:2]
+    first.write_text(first.read_text().replace(first.stem, second.stem))
+    assert_same(load(folder), expected)
+
+
+def test_annotations_without_photos(load, rows, write):
+    folder = write("voc", rows)
+    shutil.rmtree(Path(folder, "JPEGImages"))
+    with pytest.raises(InputError, match="nor images: if it has annotations, put their photos into the same folder"):
+        load(folder)
+
+
+def test_why_no_row_is_usable(load, rows, write):
+    folder = write("metadata, csv", rows)
+    path = Path(folder, "metadata.csv")
+    path.write_text(re.sub(r'"\[(.*)\]"', '"here"', path.read_text()))
+    with pytest.raises(InputError, match="has no usable rows. The first of 89 reasons: box .* not a number"):
+        load(folder, bad_rows="skip", split_by="image_id", limit=0)
+
+
 # Damaged files -------------------------------------------------------------------------------------------------------
 
 
 def change_annotation(**changes):
     return lambda folder: edit(folder, TRAIN, lambda content: content["annotations"][4].update(changes))
+
+
+def repeat(kind, **changes):
+    return lambda folder: edit(folder, TRAIN, lambda content: content[kind].append(content[kind][0] | changes))
+
+
+def rename_category(name):
+    return lambda folder: edit(folder, TRAIN, lambda content: [c.update(name=name) for c in content["categories"]])
+
+
+def as_split_file(content):
+    """train.json and val.json in the folder itself, the first of which is damaged."""
+
+    def change(folder):
+        Path(folder, TRAIN.replace("train", "val")).rename(Path(folder, "val.json"))
+        shutil.rmtree(Path(folder, "annotations"))
+        Path(folder, "train.json").write_bytes(content)
+
+    return change
 
 
 def name_photo(name):
@@ -452,12 +651,18 @@ DAMAGED = {
     "roboflow": ("coco, roboflow", write_bytes("train/*.json", b"<html>"), "_annotations.coco.json is not valid JSON"),
     "category": ("coco", change_annotation(category_id=99), r"category_id 99, which is not one of its categories"),
     "no category": ("coco", change_annotation(category_id=[1]), r"category_id \[1\], which is not one"),
-    "image": ("coco", change_annotation(image_id=999), "has image_id 999, which is not one of its images"),
+    "image": ("coco", change_annotation(image_id=999), r"image_id 999, not one of its images \(1, 2, 3, ...\)"),
+    "image twice": ("coco", repeat("images", file_name="b.jpg"), "id 1 stands for two values of image: .* and 'b.jpg'"),
+    "category twice": ("coco", repeat("categories", name="b"), "id 10 stands for two values of category: .* and 'b'"),
+    "category, list": ("coco", rename_category(["RBC"]), "category 1. has no name that is a text"),
+    "category, none": ("coco", rename_category(None), "category 1. has no name that is a text"),
+    "empty": ("coco", as_split_file(b""), "train.json cannot be read: the file is empty"),
+    "broken": ("coco", as_split_file(b'{"images": [1'), "train.json is not valid JSON"),
     "no file": ("coco", name_photo(None), "image 1 has no file_name"),
     "no photos": ("coco", lambda f: [p.unlink() for p in Path(f, "train2017").iterdir()], "none of them is in"),
     "no YAML": ("yolo", write_bytes("data.yaml", b"names: [a, b"), "data.yaml cannot be read as YAML: while parsing"),
     "objects in YAML": ("yolo", write_bytes("data.yaml", b"!!python/object/apply:os.system [id]"), "read as YAML"),
-    "no names": ("yolo", write_bytes("data.yaml", b"train: images/train"), "no data.yaml with the names"),
+    "no names": ("yolo", write_bytes("data.yaml", b"train: images/train"), "but data.yaml has no names of the classes"),
     "names": ("yolo", write_bytes("data.yaml", b"names: 3"), "data.yaml: names must be a list of the classes"),
     "class": ("yolo", write_bytes(LABEL, b"77 0.5 0.5 0.1 0.1"), "line 1: class 77 has no name; data.yaml names .. cl"),
     "text": ("yolo", write_bytes(LABEL, b"chair 0.5 0.5 0.1 0.1"), "is not a class number followed by numbers"),
@@ -466,6 +671,9 @@ DAMAGED = {
     "no XML": ("voc", write_bytes(XML, b"<annotation><object>"), "xml cannot be read as XML: no element found"),
     "other XML": ("voc", write_bytes(XML, b"<html></html>"), "is not a Pascal VOC annotation"),
     "entities": ("voc", write_bytes(XML, BOMB), "cannot be read as XML: it has a document type"),
+    "encoding": ("voc", write_bytes(XML, b'<?xml version="1.0" encoding="foo"?><annotation/>'), "unknown encoding"),
+    "empty XML": ("voc", write_bytes(XML, b""), "xml cannot be read: the file is empty.$"),
+    "aliases": ("yolo", replace_text("data.yaml", "train: images/train", "train: [[a]]"), "train must be a folder"),
     "no annotation": ("voc", lambda f: next(Path(f).glob(XML)).unlink(), r"lists '\w+', but there is no \w+.xml"),
     "metadata": ("objects, folder", write_bytes("train/metadata.jsonl", b'{"a"'), "metadata.jsonl cannot be read"),
     "lengths": (

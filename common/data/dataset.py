@@ -178,6 +178,11 @@ def _format_hint(problem: str, rows: Table, config: DataConfig) -> str:
     return f" Or let --box-format {' or '.join(formats)} convert them."
 
 
+def _rows_of(split: str) -> str:
+    """Such as "train rows"; without a name for the rows of --split-by."""
+    return "rows" if split == "all" else f"{split} rows"
+
+
 def _load_split(split, rows, categories, classes, config, decode_too) -> ClassificationDataset:
     """Selects the rows of a split, decodes them or reuses pixels from an earlier run, and handles bad rows."""
     label_of = {name: label for label, name in enumerate(classes)}
@@ -189,7 +194,7 @@ def _load_split(split, rows, categories, classes, config, decode_too) -> Classif
     reasons = {int(i): "no category" for i in chosen if categories[i] is None}
     chosen = np.array([i for i in chosen if categories[i] is not None], dtype=np.int64)
     if not len(chosen):
-        raise InputError(f"--data {config.data} has no {split} rows with a category.")
+        raise InputError(f"--data {config.data} has no {_rows_of(split)} with a category.")
     ids = rows["image_id"]
     rows = rows.select(chosen)
 
@@ -197,7 +202,7 @@ def _load_split(split, rows, categories, classes, config, decode_too) -> Classif
     content, decoded = load_pixels(split, rows, selection, [config, *decode_too])
     problem = convention_problem(decoded.boxes) if config.crop else None
     if problem:
-        raise InputError(f"--data {config.data}, {split} rows: {problem}{_format_hint(problem, rows, config)}")
+        raise InputError(f"--data {config.data}, {_rows_of(split)}: {problem}{_format_hint(problem, rows, config)}")
     reasons |= {int(chosen[i]): reason for i, reason in decoded.problems.items()}
     problems = [{"split": split, "row": i, "id": ids[i], "reason": reasons[i]} for i in sorted(reasons)]
     if problems and config.bad_rows == "error":
@@ -208,12 +213,13 @@ def _load_split(split, rows, categories, classes, config, decode_too) -> Classif
         except OSError:  # a shared cache may be read-only
             see = ""
         raise InputError(
-            f"{len(problems)} of {len(categories)} {split} rows cannot be used{see}. Fix them, or skip them with "
+            f"{len(problems)} of {len(categories)} {_rows_of(split)} cannot be used{see}. Fix them, or skip them with "
             f"--bad-rows skip.\n{format_problems(problems)}"
         )
     index = np.setdiff1d(np.arange(len(chosen)), np.array(list(decoded.problems), dtype=np.int64))
     if not len(index):
-        raise InputError(f"--data {config.data} has no usable {split} rows.")
+        first = f" The first of {len(problems)} reasons: {problems[0]['reason']}." if problems else ""
+        raise InputError(f"--data {config.data} has no usable {_rows_of(split)}.{first}")
     labels = torch.tensor([label_of[categories[i]] for i in chosen[index]])
     identity = [content, labels.tolist(), *[index.tolist()] * (len(index) < len(chosen))]
     return ClassificationDataset(

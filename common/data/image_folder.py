@@ -88,7 +88,11 @@ def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dic
             unread += [f"{file}: {name}" for name in metadata if name not in known]
         tables[split] = _table(image_files, names, metadata)
     unread = [*skipped, *sorted(others), *unread]
-    return {split: replace(table, unread=tuple(map(printable_name, unread))) for split, table in tables.items()}
+    lower = len({split.lower() for split in tables}) == len(tables)  # such as Train and Val
+    return {
+        split.lower() if lower else split: replace(table, unread=tuple(map(printable_name, unread)))
+        for split, table in tables.items()
+    }
 
 
 def _in_split(name: str) -> str:

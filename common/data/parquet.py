@@ -42,7 +42,7 @@ def parquet_splits(names: Iterable[str]) -> dict[str, list[str]]:
     """
     names = [name for name in names if not any(part.startswith("__") for part in name.split("/")[:-1])]
     splits: dict[str, list[str]] = {}
-    for find in (_shard_splits, folder_splits, _file_splits):
+    for find in (_shard_splits, folder_splits, file_splits):
         for name in names:
             for split in find(name):
                 splits.setdefault(split, []).append(name)
@@ -61,7 +61,8 @@ def folder_splits(name: str) -> list[str]:
     return [split for split in KEYWORDS if any(_names(split, part) for part in name.split("/")[:-1])]
 
 
-def _file_splits(name: str) -> list[str]:
+def file_splits(name: str) -> list[str]:
+    """The splits that a file is named after."""
     return [split for split in KEYWORDS if _names(split, PurePosixPath(name).name)]
 
 

@@ -39,7 +39,10 @@ def load_tables(config: DataConfig, *extra_columns: str) -> dict[str, Table]:
     """
     splits = read_splits(config.data)
     if "train" not in splits:
-        raise InputError(f"--data {config.data} has no train split, only {', '.join(splits)}: rename a split to train.")
+        raise InputError(
+            f"--data {config.data} has no train split, only {', '.join(splits)}. Rename one of these to train or, if "
+            "they are classes, put their folders into a folder train, and use --split-by."
+        )
     train = splits["train"]
     val_names = VAL_NAMES if config.val_split in ("", *VAL_NAMES) else (config.val_split,)
     found = [name for name in val_names if name in splits]
@@ -138,6 +141,11 @@ def read_splits(data: str) -> dict[str, Table]:
         splits = read_annotations(source, files, skipped) or read_image_folder(source, files, skipped)
         if not splits:
             found = f" It contains {count_and_names(files + skipped)}." if files or skipped else ""
+            if files and not any(map(is_image, files)):
+                raise InputError(
+                    f"{data} contains neither Parquet files nor images: if it has annotations, put their photos into "
+                    f"the same folder.{found}"
+                )
             raise InputError(
                 f"{data} contains neither Parquet files, nor images in train/CLASS/ and val/CLASS/, nor annotations "
                 f"(COCO, YOLO, Pascal VOC, or metadata.jsonl or .csv with categories).{found}"

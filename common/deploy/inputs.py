@@ -271,7 +271,7 @@ def _parse_box(values: list[str], location: str) -> list[float]:
     """Four finite floats. `location` begins the error message."""
     try:
         box = [float(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         box = []
     if len(box) != 4 or not all(map(math.isfinite, box)):
         raise InputError(

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from common.config import InputError
 from common.data.annotations.photos import AnnotatedPhotos
-from common.data.parquet import KEYWORDS, parquet_splits
+from common.data.parquet import KEYWORDS, file_splits, parquet_splits
 from common.data.segmentation import bounds, segmentation_of
 
 LISTS = ("images", "annotations", "categories")
@@ -22,8 +23,7 @@ def read_coco(photos: AnnotatedPhotos) -> None:
     doubtful = ""
     for name in possible:
         content = photos.peek(name)
-        marked = isinstance(content, bytes) and b'"annotations"' in content and b'"images"' in content
-        if name in sure or marked:
+        if name in sure or _may_be_coco(content, split=bool(file_splits(name.lower()))):
             contents[name] = _parse(photos, name)
         elif name.split("/")[-2:-1] == ["annotations"]:
             doubtful = name
@@ -32,11 +32,24 @@ def read_coco(photos: AnnotatedPhotos) -> None:
             f"{photos.path(doubtful)} is not COCO JSON: it must be an object with images, annotations and categories."
         )
     photos.layout = "COCO annotations"
-    splits = parquet_splits(contents)
+    by_lower = {name.lower(): name for name in contents}  # Train, of CVAT
+    splits = {split: [by_lower[name] for name in names] for split, names in parquet_splits(by_lower).items()}
     for split, names in splits.items():
         for name in names:
             _add_objects(photos, split, name, contents[name])
     photos.used -= contents.keys() - set(chain(*splits.values()))
+
+
+def _may_be_coco(content: bytes | str, *, split: bool) -> bool:
+    """Whether a JSON file has COCO's lists; also if it cannot be read and is named after a split."""
+    if isinstance(content, bytes) and all(
+        word in content.replace(b"\0", b"") for word in (b'"annotations"', b'"images"')
+    ):
+        return True
+    try:
+        return split and not json.loads(content)
+    except (ValueError, RecursionError):
+        return split
 
 
 def _json_files(files: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -64,12 +77,12 @@ def _parse(photos: AnnotatedPhotos, name: str) -> dict:
 
 def _add_objects(photos: AnnotatedPhotos, split: str, name: str, content: dict) -> None:
     path = photos.path(name)
-    categories = {_key(category.get("id")): category.get("name") for category in content["categories"]}
-    objects: dict[Any, list[dict]] = {}
-    for image in content["images"]:
-        if not isinstance(image.get("file_name"), str):
-            raise InputError(f"{path}: image {_short(image.get('id'))} has no file_name.")
-        objects[_key(image.get("id"))] = []
+    categories = _by_id(path, content["categories"], "category", "name")
+    images = _by_id(path, content["images"], "image", "file_name")
+    for key, file_name in images.items():
+        if not isinstance(file_name, str):
+            raise InputError(f"{path}: image {_short(key)} has no file_name that is a text.")
+    objects: dict[Any, list[dict]] = {key: [] for key in images}
     for number, annotation in enumerate(content["annotations"]):
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
         if annotation.get("iscrowd") == 1:
@@ -81,21 +94,36 @@ def _add_objects(photos: AnnotatedPhotos, split: str, name: str, content: dict) 
                 f"{path}: annotation {_short(annotation.get('id', number))} has category_id {_short(category_id)}, "
                 f"which is not one of its categories ({known}{', ...' * (len(categories) > 5)})."
             )
+        if not isinstance(categories[_key(category_id)], str | int | float) or categories[_key(category_id)] == "":
+            raise InputError(f"{path}: category {_short(category_id)} has no name that is a text.")
         if _key(image_id) not in objects:
+            known = ", ".join(map(_short, list(objects)[:3]))
             raise InputError(
                 f"{path}: annotation {_short(annotation.get('id', number))} has image_id {_short(image_id)}, which is "
-                "not one of its images."
+                f"not one of its images ({known}{', ...' * (len(objects) > 3)})."
             )
         objects[_key(image_id)].append(annotation)
     near = _folders_of_photos(split, name)
-    for image in content["images"]:
-        photo = photos.find(image["file_name"], near)
-        for annotation in objects.pop(_key(image.get("id")), []):
+    for image_id, file_name in images.items():
+        photo = photos.find(file_name, near)
+        for annotation in objects[image_id]:
             mask, bbox = segmentation_of(annotation.get("segmentation")), annotation.get("bbox")
             columns = {"mask": json.dumps(mask)} if mask else {}
             if not bbox and isinstance(mask, list):
                 bbox = bounds([value for polygon in mask for value in polygon])
             photos.add(split, photo, categories[_key(annotation["category_id"])], bbox, **columns)
+
+
+def _by_id(path: Path, items: list[dict], kind: str, field: str) -> dict[Any, Any]:
+    """The value of `field` of images or categories by their ids, which must be unique."""
+    values: dict[Any, Any] = {}
+    for item in items:
+        key, value = _key(item.get("id")), item.get(field)
+        if values.setdefault(key, value) != value:
+            raise InputError(
+                f"{path}: id {_short(key)} stands for two values of {kind}: {_short(values[key])} and {_short(value)}."
+            )
+    return values
 
 
 def _folders_of_photos(split: str, name: str) -> list[str]:

@@ -5,8 +5,9 @@ the folder are read, whatever the names are. Sizes of photos in annotations are 
 disagree on them.
 """
 
+import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.config import ID_COLUMNS, InputError
+from common.data.parquet import folder_splits
 from common.data.table import (
     SEGMENTATION,
     ImageFiles,
@@ -34,8 +36,11 @@ class AnnotatedPhotos:
         self.folder, self.files = folder, files
         self.images = {printable_name(name): name for name in files if is_image(name)}
         self.by_base: dict[str, list[str]] = {}
+        self.by_stem: dict[str, list[str]] = {}
         for name in self.images:
-            self.by_base.setdefault(name.rpartition("/")[2], []).append(name)
+            base = name.rpartition("/")[2]
+            self.by_base.setdefault(base, []).append(name)
+            self.by_stem.setdefault(os.path.splitext(base)[0], []).append(name)
         self.layout = ""  # such as "COCO annotations"
         self.box_format = ""  # see `common.data.boxes.to_pixels`
         self.used: set[str] = set()  # files of annotations
@@ -76,6 +81,20 @@ class AnnotatedPhotos:
         ending = [image for image in same if f"/{image}".endswith("/" + "/".join(parts))]
         return next((found[0] for found in (ending, same) if len(found) == 1), name)
 
+    def splits_by_folder(self, names: Sequence[str]) -> list[str]:
+        """The splits that the folders of files are named after; train for each file if this holds for none of them."""
+        found = [next(iter(folder_splits(name.lower())), "") for name in names]  # Train, of CVAT
+        if any(found) and not all(found):
+            inside, outside = (
+                next(name for name, split in zip(names, found, strict=True) if bool(split) is is_in)
+                for is_in in (True, False)
+            )
+            raise InputError(
+                f"{self.folder}: {inside} is in a folder named after a split, but {outside} is not. Move all files to "
+                "folders of splits such as train and val, or rename the folder."
+            )
+        return [split or "train" for split in found]
+
     def add(self, split: str, photo: str, category: Any, bbox: Any, **columns: Any) -> None:
         """Adds an object; `columns` may be ids and a mask, see `common.data.segmentation`."""
         columns |= {"category": as_text(category), "bbox": parse_box(bbox)}
@@ -87,7 +106,7 @@ class AnnotatedPhotos:
         others = [name for name in self.files if printable_name(name) not in shown and name not in self.used]
         unread = tuple(map(printable_name, [*skipped, *others]))
         remarks = tuple(f"{n:,} {words}" for words, n in self.counts.items())
-        columns = {name for rows in self.splits.values() for _, row in rows for name in row}
+        columns = {name for rows in self.splits.values() for _, row in rows for name in row if row[name] is not None}
         return {split: self._table(split, rows, columns, unread, remarks) for split, rows in self.splits.items()}
 
     def _table(self, split: str, rows: list[tuple[str, dict]], names: set[str], unread: tuple, remarks: tuple) -> Table:
@@ -107,7 +126,7 @@ class AnnotatedPhotos:
         states = [file_state(path) if path else [] for path in paths]
         columns: dict[str, list] = {}
         for name in (*ID_COLUMNS, "category", "bbox", "mask"):
-            if name in names or name == "image_id":
+            if name in names or name in ("image_id", "category"):
                 columns[name] = [row.get(name) for _, row in rows]
         photos = [photo for photo, _ in rows]
         columns["image_id"] = [given or photo for given, photo in zip(columns["image_id"], photos, strict=True)]

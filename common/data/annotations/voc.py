@@ -8,7 +8,7 @@ from xml.parsers import expat
 
 from common.config import InputError
 from common.data.annotations.photos import AnnotatedPhotos
-from common.data.parquet import KEYWORDS, folder_splits
+from common.data.parquet import KEYWORDS
 from common.data.table import parse_box
 
 
@@ -21,8 +21,8 @@ def read_voc(photos: AnnotatedPhotos) -> None:
     files = in_annotations or files
     splits = _image_sets(photos, files)
     if not splits:
-        for name in files:
-            splits.setdefault(next(iter(folder_splits(name)), "train"), []).append(name)
+        for name, split in zip(files, photos.splits_by_folder(files), strict=True):
+            splits.setdefault(split, []).append(name)
     photos.layout = "Pascal VOC annotations"
     for split, names in splits.items():
         for name in names:
@@ -30,26 +30,42 @@ def read_voc(photos: AnnotatedPhotos) -> None:
 
 
 def _image_sets(photos: AnnotatedPhotos, files: list[str]) -> dict[str, list[str]]:
-    """The XML files of each split that ImageSets/Main/train.txt, val.txt and test.txt list."""
-    by_stem = {os.path.splitext(name)[0].rpartition("/")[2]: name for name in files}
+    """The XML files of each split that ImageSets/Main/train.txt, val.txt and test.txt list.
+
+    trainval.txt, as in VOC2007, counts if there is no train.txt. Each of several such data sets has lists of its own.
+    """
+    by_stem = {f"{_root(name, 'Annotations')}{os.path.splitext(name)[0].rpartition('/')[2]}": name for name in files}
+    in_main = [name for name in photos.files if f"/{name}".rpartition("/")[0].endswith("/ImageSets/Main")]
+    lists = {
+        split: [name for name in in_main if name.rpartition("/")[2].lower() in [f"{word}.txt" for word in words]]
+        for split, words in (*KEYWORDS.items(), ("trainval", ("trainval",)))
+    }
+    trainval = lists.pop("trainval")
+    lists["train"] = lists["train"] or trainval
     splits: dict[str, list[str]] = {}
-    for name in photos.files:
-        base, _, file = name.rpartition("/")
-        split = next((s for s, words in KEYWORDS.items() if file.removesuffix(".txt") in words), "")
-        if f"/{base}".endswith("/ImageSets/Main") and file.endswith(".txt") and split:
+    for split, names in lists.items():
+        for name in names:
             stems = [line.split()[0] for line in photos.read_lines(name) if line.strip()]
-            missing = next((stem for stem in stems if stem not in by_stem), None)
+            root = _root(name, "ImageSets")
+            missing = next((stem for stem in stems if root + stem not in by_stem), None)
             if missing is not None:
                 raise InputError(f"{photos.path(name)} lists {missing[:60]!r}, but there is no {missing[:60]}.xml.")
-            splits[split] = [by_stem[stem] for stem in stems]
+            splits.setdefault(split, []).extend(by_stem[root + stem] for stem in stems)
     return splits
+
+
+def _root(name: str, folder: str) -> str:
+    """What stands before the last folder of this name in the name of a file."""
+    before, found, _ = f"/{name}".rpartition(f"/{folder}/")
+    return f"{before}/" if found else "/"
 
 
 def _add_objects(photos: AnnotatedPhotos, split: str, name: str, *, sure: bool) -> None:
     path = photos.path(name)
+    content = photos.read(name)
     try:
-        root = parse_xml(photos.read(name))
-    except (expat.ExpatError, ValueError) as error:
+        root = parse_xml(content)
+    except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise InputError(f"{path} cannot be read as XML: {error}.") from error
     if root.tag != "annotation":
         if sure:
@@ -59,10 +75,11 @@ def _add_objects(photos: AnnotatedPhotos, split: str, name: str, *, sure: bool) 
     folder, _, file = name.rpartition("/")
     stem, base = os.path.splitext(file)[0], folder.rpartition("/")[0]
     near = [folder, f"{base}/JPEGImages".strip("/"), f"{base}/images".strip("/"), base]
+    same = photos.by_stem.get(stem, [])
+    beside = [image for image in same if image.rpartition("/")[0] in near]
     photo = photos.find(_text(root, "filename") or stem, near)
-    if photo not in photos.images:  # renamed after it was annotated
-        same = [image for image in photos.images if os.path.splitext(image)[0].rpartition("/")[2] == stem]
-        photo = same[0] if len(same) == 1 else photo
+    if beside or (photo not in photos.images and len(same) == 1):  # renamed, or copied, after it was annotated
+        photo = [*beside, *same][0]
     for item in root.findall("object"):
         corners = [_text(item, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
         bbox: Any = None
