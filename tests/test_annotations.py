@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -420,6 +421,19 @@ def test_a_mask_of_absurd_points():
     )  # rows 3 and 4
 
 
+# Parquet without ids -------------------------------------------------------------------------------------------------
+
+
+def test_parquet_files_of_images_and_objects_alone(load, rows, write):
+    """As the library `datasets` makes them of an image folder."""
+    folder = write("objects, parquet", rows)
+    expected = load(folder)
+    for path in Path(folder).iterdir():
+        pq.write_table(pq.read_table(path).drop_columns(["image_id"]), path)
+    for split, other in zip(load(folder), expected, strict=True):
+        np.testing.assert_array_equal(split.pixels, other.pixels)
+
+
 # Splits and files as tools name them ---------------------------------------------------------------------------------
 
 
@@ -651,7 +665,7 @@ DAMAGED = {
     "roboflow": ("coco, roboflow", write_bytes("train/*.json", b"<html>"), "_annotations.coco.json is not valid JSON"),
     "category": ("coco", change_annotation(category_id=99), r"category_id 99, which is not one of its categories"),
     "no category": ("coco", change_annotation(category_id=[1]), r"category_id \[1\], which is not one"),
-    "image": ("coco", change_annotation(image_id=999), r"image_id 999, not one of its images \(1, 2, 3, ...\)"),
+    "image": ("coco", change_annotation(image_id=999), r"not one of its images \(1, 2, 3, ...\)"),
     "image twice": ("coco", repeat("images", file_name="b.jpg"), "id 1 stands for two values of image: .* and 'b.jpg'"),
     "category twice": ("coco", repeat("categories", name="b"), "id 10 stands for two values of category: .* and 'b'"),
     "category, list": ("coco", rename_category(["RBC"]), "category 1. has no name that is a text"),

@@ -272,9 +272,26 @@ def test_numbers_of_coco_name_files_with_leading_zeros(cropped, photos, detect):
     assert [r["image"] for r in results] == ["000000000285.jpg"] * 2 + ["000000000139.jpg"]
 
 
+def test_numbers_of_coco_are_those_of_the_coco_file_in_the_folder(cropped, photos, detect):
+    """But not if two of its files have different images of this id."""
+    images = [{"id": 7, "file_name": "sub/c.jpg"}, {"id": 8, "file_name": "a.jpg"}]
+    (photos / "train.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    file = detect(lambda i, name: {"image_id": {"sub/c.jpg": 7, "a.jpg": 8}[name]})
+    results = predict.main([cropped, str(photos), "--boxes", file])
+    assert [r["image"] for r in results] == ["sub/c.jpg", "sub/c.jpg", "a.jpg"]
+    (photos / "val.json").write_text(json.dumps({"images": images[::-1], "annotations": [], "categories": []}))
+    assert predict.main([cropped, str(photos), "--boxes", file]) == results
+    images[0]["file_name"] = "b.jpg"
+    (photos / "val.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    with pytest.raises(InputError, match="object 0 has the image '7', which is none of the images.*into their folder"):
+        predict.main([cropped, str(photos), "--boxes", file])
+
+
 WRONG = {
     "no JSON": ("[{", "is not valid JSON"),
-    "empty": ("[]", "must be a list of objects with bbox and image_id or file_name"),
+    "empty": ("[]", "has no objects: there is nothing to classify"),
+    "text": ('"a"', "must be a list of objects with bbox and image_id or file_name"),
+    "huge": (f'[{{"file_name": "a.jpg", "bbox": [1{"0" * 400}, 1, 2, 3]}}]', "object 0: 10+,1,2,3 is not a box"),
     "numbers": ("[1]", "must be a list of objects"),
     "unknown": ('[{"image_id": 17, "bbox": [1, 2, 3, 4]}]', "object 0 has the image '17', which is none of the images"),
     "no id": ('[{"bbox": [1, 2, 3, 4]}]', "object 0 has no image_id and no file_name"),

@@ -14,7 +14,8 @@ from common.data.annotations.layouts import read_annotations
 from common.data.boxes import are_fractions
 from common.data.hub import hub_or_cache
 from common.data.image_folder import count_and_names, list_files, read_image_folder
-from common.data.parquet import check_complete, parquet_splits, read_parquet
+from common.data.parquet import check_complete, read_parquet
+from common.data.split_names import parquet_splits
 from common.data.table import SEGMENTATION, Table, clean_category, file_problem, is_image
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"

@@ -8,8 +8,8 @@ from typing import Any
 
 from common.config import InputError
 from common.data.annotations.photos import AnnotatedPhotos
-from common.data.parquet import KEYWORDS, file_splits, parquet_splits
 from common.data.segmentation import bounds, segmentation_of
+from common.data.split_names import KEYWORDS, file_splits, parquet_splits
 
 LISTS = ("images", "annotations", "categories")
 
@@ -38,6 +38,20 @@ def read_coco(photos: AnnotatedPhotos) -> None:
         for name in names:
             _add_objects(photos, split, name, contents[name])
     photos.used -= contents.keys() - set(chain(*splits.values()))
+
+
+def read_image_names(folder: Path, files: list[str]) -> dict[str, str]:
+    """The file names of the images in the COCO files of a folder by their ids, as text.
+
+    Ids that stand for several images, such as one of train and one of val, are left out.
+    """
+    photos = AnnotatedPhotos(folder, files)
+    names: dict[str, set[str]] = {}
+    for file in _json_files(files)[0]:
+        if _may_be_coco(photos.peek(file), split=False):
+            for image in _parse(photos, file)["images"]:
+                names.setdefault(str(image.get("id")), set()).add(str(image.get("file_name")))
+    return {key: next(iter(values)) for key, values in names.items() if len(values) == 1}
 
 
 def _may_be_coco(content: bytes | str, *, split: bool) -> bool:

@@ -5,7 +5,8 @@ from typing import Any
 from common.config import ID_COLUMNS, InputError
 from common.data.annotations.photos import AnnotatedPhotos
 from common.data.image_folder import METADATA, metadata_lines
-from common.data.parquet import CATEGORY_COLUMNS, KEYWORDS, objects_of
+from common.data.parquet import CATEGORY_COLUMNS, objects_of
+from common.data.split_names import KEYWORDS
 from common.data.table import as_text, printable_name
 
 

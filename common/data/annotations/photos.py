@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.config import ID_COLUMNS, InputError
-from common.data.parquet import folder_splits
+from common.data.split_names import folder_splits
 from common.data.table import (
     SEGMENTATION,
     ImageFiles,

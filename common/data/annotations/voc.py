@@ -8,7 +8,7 @@ from xml.parsers import expat
 
 from common.config import InputError
 from common.data.annotations.photos import AnnotatedPhotos
-from common.data.parquet import KEYWORDS
+from common.data.split_names import KEYWORDS
 from common.data.table import parse_box
 
 
