@@ -114,7 +114,8 @@ def load_splits(
         unseen = sorted(set(classes) - set(categories["train"]))
         if unseen:
             raise InputError(
-                f"val has classes without train rows: {', '.join(unseen)}. Add train rows or remove their val rows."
+                f"val has classes without train rows: {', '.join(unseen)}. Add train rows, remove their "
+                "val rows, or divide all rows anew with --split-by image_id."
             )
         train, val = (
             _load_split(split, table, categories[split], classes, config, decode_too) for split, table in tables.items()

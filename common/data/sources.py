@@ -145,7 +145,7 @@ def read_splits(data: str) -> dict[str, Table]:
             if files and not any(map(is_image, files)):
                 raise InputError(
                     f"{data} contains neither Parquet files nor images: if it has annotations, put their photos into "
-                    f"the same folder.{found}"
+                    f"the same folder (links to folders are not followed).{found}"
                 )
             raise InputError(
                 f"{data} contains neither Parquet files, nor images in train/CLASS/ and val/CLASS/, nor annotations "

@@ -104,7 +104,7 @@ def parse_xml(content: bytes) -> ElementTree.Element:
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
 
     def refuse(*_: Any) -> None:
-        raise ValueError("it has a document type, which is not read")
+        raise ValueError("it has a DOCTYPE, which is not allowed")
 
     parser.StartDoctypeDeclHandler = refuse
     handlers: dict[str, Callable] = {"start": builder.start, "end": builder.end, "data": builder.data}

@@ -60,7 +60,7 @@ def read_yolo(photos: AnnotatedPhotos) -> None:
         for photo, label, split in zip(of_labels, found_labels, photos.splits_by_folder(of_labels), strict=True):
             add(split, photo, label)
     if not photos.splits:
-        raise InputError(f"{photos.path(names_file)}: the photos that it names have no labels.")
+        raise InputError(f"{photos.path(names_file)}: none of its photos has a label file.")
 
 
 def _parse_yaml(photos: AnnotatedPhotos, name: str) -> dict:
@@ -112,7 +112,7 @@ def _listed(photos: AnnotatedPhotos, file: str, key: str, content: dict, labels:
                 break
         if not images and key != "test":
             raise InputError(
-                f"{photos.path(file)}: {key} is {place[:60]!r}, which is no folder of photos in {photos.folder}."
+                f"{photos.path(file)}: {key} is {place[:60]!r}, but {photos.folder} has no such folder of photos."
             )
         result |= {image: _label_of(image) for image in images if _label_of(image) in labels}
     return result
