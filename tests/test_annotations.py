@@ -481,7 +481,10 @@ def test_two_pascal_voc_data_sets_in_one_folder(load, rows, write, tmp_path):
     """As VOC2007 and VOC2012 in VOCdevkit; both have lists of the same names, and photos of their own."""
     (tmp_path / "devkit").mkdir()
     for i in range(2):
-        write("voc", {split: rows[split][i::2] for split in rows}, f"devkit/VOC{i}")
+        parts = {
+            split: [dict(row, image_id=f"{split}{n}") for n, row in enumerate(rows[split][i::2])] for split in rows
+        }
+        write("voc", parts, f"devkit/VOC{i}")
     train, val = load(str(tmp_path / "devkit"))
     assert len(val) == len(rows["val"])
 
@@ -681,7 +684,7 @@ DAMAGED = {
     "class": ("yolo", write_bytes(LABEL, b"77 0.5 0.5 0.1 0.1"), "line 1: class 77 has no name; data.yaml names .. cl"),
     "text": ("yolo", write_bytes(LABEL, b"chair 0.5 0.5 0.1 0.1"), "is not a class number followed by numbers"),
     "values": ("yolo", write_bytes(LABEL, b"0 0.5 0.5 0.1 0.1 0.9"), "line 1 has 6 values: a box is class, cx, cy"),
-    "folder": ("yolo", replace_text("data.yaml", "images/val", "elsewhere"), "is 'elsewhere', but .* has no such folder"),
+    "folder": ("yolo", replace_text("data.yaml", "images/val", "elsewhere"), "is 'elsewhere', but .* has no such"),
     "no XML": ("voc", write_bytes(XML, b"<annotation><object>"), "xml cannot be read as XML: no element found"),
     "other XML": ("voc", write_bytes(XML, b"<html></html>"), "is not a Pascal VOC annotation"),
     "entities": ("voc", write_bytes(XML, BOMB), "cannot be read as XML: it has a DOCTYPE"),
