@@ -486,7 +486,7 @@ def test_two_pascal_voc_data_sets_in_one_folder(load, rows, write, tmp_path):
         }
         write("voc", parts, f"devkit/VOC{i}")
     train, val = load(str(tmp_path / "devkit"))
-    assert len(val) == len(rows["val"])
+    assert len(set(val.ids()["image_id"])) == len(val) == len(rows["val"])
 
 
 def test_a_product_called_like_a_split(load, rows, write):
