@@ -455,7 +455,6 @@ def test_two_loads_at_once_both_succeed(load, tmp_path):
         ("Coffee Table", "coffee_table"),
         ("coffee_table ", "coffee_table"),
         ("SOFA", "sofa"),
-        ("red\x1b[31m\u202e", r"red\x1b[31m\u202e"),
         ("  ", None),
         (None, None),
     ],

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.config import InputError, printable
+from common.config import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 # The type of a column mask that holds JSON: a list of polygons x1, y1, x2, y2, ... in pixels of the upright image,
@@ -29,12 +29,9 @@ def as_text(value: Any) -> str | None:
 
 
 def clean_category(name: str | None) -> str | None:
-    """Normalises a category name: 'Coffee Table' and 'coffee_table ' become 'coffee_table'. None if it is empty.
-
-    Control characters become escapes: names are written to CSV files and read on terminals.
-    """
+    """Normalises a category name: 'Coffee Table' and 'coffee_table ' become 'coffee_table'. None if it is empty."""
     text = as_text(name)
-    return None if text is None else printable("_".join(text.lower().split())) or None
+    return None if text is None else "_".join(text.lower().split()) or None
 
 
 def printable_name(name: str) -> str:
