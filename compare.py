@@ -3,6 +3,7 @@
 python compare.py runs/study                          # all finished runs in a folder
 python compare.py runs/a runs/b                       # two runs
 python compare.py runs/study --ask crop models         # fewer questions, which narrows the intervals
+python compare.py runs/a owner/name                   # with a run on the Hub
 python compare.py --shortcuts runs/a                  # does a model rely on the background?
 
 Runs that differ only in the seed form one experiment. Writes comparison.md, comparison.json and figures to the folder
@@ -24,7 +25,7 @@ FILES = (
 
 def read_options(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="run folders, or folders of run folders")
+    parser.add_argument("runs", nargs="+", help="run folders, folders of run folders, or runs on the Hub")
     parser.add_argument("--shortcuts", action="store_true", help="score each run on product and background separately")
     parser.add_argument(
         "--ask",

@@ -20,9 +20,11 @@ def read_options(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("run", help="folder of a finished run, or a run on the Hub: owner/name")
     parser.add_argument("--to", choices=SUFFIXES, default="onnx", help="format (default: onnx)")
-    parser.add_argument("--output", type=Path, help="file (default: model.onnx or model.pt2 in the run folder)")
+    parser.add_argument(
+        "--output", type=Path, help="file (default: model.onnx or model.pt2 in the run folder, or here)"
+    )
     parser.add_argument("--data", default="", help="where the data of the run is, unless it is the default or 'sample'")
     parser.add_argument("--cache", default=".cache", help="folder for decoded pixels (default: .cache)")
     options = parser.parse_args(argv)
@@ -48,11 +50,12 @@ def main(argv=None):
         write_script,
     )
     from common.files import atomic_path, check_output
-    from common.finished_run import read_run
+    from common.finished_run import downloaded_run, read_run
 
-    path = options.output or options.run / f"model{SUFFIXES[options.to]}"
+    folder = downloaded_run(options.run)
+    path = options.output or (folder if folder == Path(options.run) else Path()) / f"model{SUFFIXES[options.to]}"
     check_output(path, is_export)
-    finished = read_run(options.run)
+    finished = read_run(folder)
     write, read = FORMATS[options.to]
     script = script_path(path) if options.to == "onnx" else None
     pixels, on_val = verification_images(finished, options.data, options.cache)

@@ -138,6 +138,12 @@ class DataConfig:
         """
         return IMAGENET
 
+    @property
+    def pixel_options(self) -> tuple:
+        """What the pixels of a row depend on; the last is the colour of the padding."""
+        color = self.normalization.color if self.fit == "pad" else None
+        return self.crop, self.margin * self.crop, self.fit, self.image_size, self.max_megapixels, color
+
 
 @dataclass(frozen=True)
 class TrainConfig(DataConfig):

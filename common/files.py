@@ -34,8 +34,10 @@ LOCK = ".run.lock"
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, suffix: Callable[[], str] = str) -> Iterator[Path]:
     """Writes a file or a folder atomically: yields a temporary path beside `path` and renames it to `path` at the end.
+
+    If the last part of the name is only known then, `suffix` returns it.
 
     After a crash the old file is intact, and the unfinished temporary file is removed when `path` is next written on
     the same machine. If another process has created the same folder in the meantime, its folder is kept and the new one
@@ -54,6 +56,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         for file in [partial] if partial.is_file() else partial.iterdir():
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())
+        path = path.with_name(path.name + suffix())
         try:
             os.replace(partial, path)
         except OSError:

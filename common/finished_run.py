@@ -369,7 +369,7 @@ def downloaded_run(name: str) -> Path:
 
 
 def find_runs(folders: Sequence[str]) -> tuple[list[FinishedRun], list[str]]:
-    """The finished runs in `folders`, each a run folder or a folder of run folders.
+    """The finished runs in `folders`, each a run folder, a folder of run folders or a run on the Hub, owner/name.
 
     Returns:
         The runs, and a sentence for each folder within one of `folders` that holds an unfinished or damaged run.
@@ -379,9 +379,10 @@ def find_runs(folders: Sequence[str]) -> tuple[list[FinishedRun], list[str]]:
     """
     runs: dict[Path, FinishedRun] = {}
     notes = []
-    for folder in map(Path, folders):
+    for name in folders:
+        folder = Path(name)
         if (folder / "run.json").exists() or not folder.is_dir():
-            runs[folder] = read_run(folder)
+            runs[folder] = read_run(downloaded_run(name))
             continue
         found = {}
         for path in sorted(file.parent for file in folder.glob("*/run.json")):

@@ -3,10 +3,12 @@
 import io
 import json
 import re
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -16,10 +18,11 @@ from common.config import DataConfig, InputError, TrainConfig, differences, iden
 from common.data.audit import audit, describe, findings
 from common.data.crop import crop_image
 from common.data.dataset import load_splits
-from common.data.masks import draw_mask, load_masks
+from common.data.masks import load_masks
 from common.data.pixels import crop_with, open_image
+from common.data.segmentation import decode_runs, draw_mask
 from tests.helpers import encode, main, photo, results, stored
-from tests.layouts import LAYOUTS, coco, size_of, stem, write_photos, write_text
+from tests.layouts import LAYOUTS, category_names, coco, size_of, stem, write_photos, write_text
 
 CNN = "train_custom_cnn"
 
@@ -133,7 +136,7 @@ def test_a_photo_is_read_and_decoded_once(load, many, write, tmp_path, monkeypat
     opened.clear(), read.clear()
     splits = load_splits(configs[0], configs[1:])
     photos = sum(len(set(split.ids()["image_id"])) for split in splits)
-    assert len(opened) == photos and len(read) == 2 * photos, "once for the hash of the content, once to decode it"
+    assert len(opened) == len(read) == photos
 
 
 def test_names_with_half_characters_become_text(load, rows, write):
@@ -291,16 +294,21 @@ def test_classes_of_yolo_numbered_by_texts(load, rows, write):
     assert_same(load(folder), expected)
 
 
-def test_outlines_of_yolo_are_read_as_their_boxes(load, rows, write, capsys):
+def test_outlines_of_yolo_are_masks_within_their_boxes(load, rows, write, cache):
+    """A diamond in each box."""
     folder = write("yolo", rows)
     expected = load(folder)
-    for path in Path(folder, "labels", "val").iterdir():
+    for path in Path(folder).glob("labels/*/*.txt"):
         number, cx, cy, w, h = map(float, path.read_text().split())
         x, y, right, bottom = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
         points = (cx, y, right, cy, cx, bottom, x, cy)
         path.write_text(" ".join([f"{number:.0f}", *(f"{value:.9f}" for value in points)]))
     assert_same(load(folder), expected)
-    assert "24 outlines read as their boxes" in capsys.readouterr().out
+    config = TrainConfig(data=folder, image_size=32, cache=cache, crop=True, fit="squash")
+    masks = load_masks(config, "val", load_splits(config)[1])[:, 0] / 255
+    y, x = np.mgrid[:32, :32] - 15.5
+    diamond = np.clip(16.5 - abs(x) - abs(y), 0, 1)
+    assert abs(masks - diamond).mean((1, 2)).max() < 0.02 and abs(masks.mean() - 0.5) < 0.01
 
 
 def test_photos_without_objects(load, many, write):
@@ -343,26 +351,269 @@ def test_polygons_are_masks(load, rows, write, cache):
         assert abs(mask[0].astype(int) - np.asarray(expected)[:, :, 0]).max() < 60, "a quarter of a pixel at most"
 
 
-def test_run_length_encoding_is_no_mask(load, rows, write, cache, capsys):
-    folder = write("coco", rows)
+def runs_of(mask):
+    """COCO's run-length encoding of a mask (height, width) of 0 and 1."""
+    values = np.concatenate([[0], mask.T.ravel(), [2]])  # it starts with zeros
+    edges = np.flatnonzero(np.diff(values))
+    return np.diff(np.concatenate([[0], edges])).tolist()
 
-    def encode_one(content):
-        content["annotations"][3]["segmentation"] = {"counts": [3, 4], "size": [20, 20]}
 
-    edit(folder, TRAIN, encode_one)
-    train = load(folder)[0]
-    assert "1 masks that are no polygons not read" in capsys.readouterr().out
-    config = TrainConfig(data=folder, image_size=32, cache=cache, crop=True, fit="squash")
-    with pytest.raises(InputError, match="the mask of train row 3 cannot be used: it has no polygons, .*run-length"):
-        load_masks(config, "train", train)
+def test_run_length_encodings_are_masks(load, rows, write, cache):
+    """As the polygons of the same boxes, and a damaged one is one sentence."""
+    polygons, runs = write("coco", rows), write("coco", rows, "runs")
+    sizes = {split: [size_of(row) for row in rows[split]] for split in rows}
+
+    def encode_boxes(content):
+        for annotation in content["annotations"]:
+            (width, height), (x, y, w, h) = sizes["train"][annotation["image_id"] - 1], annotation["bbox"]
+            mask = np.zeros((height, width), np.uint8)
+            mask[y : y + h, x : x + w] = 1
+            annotation["segmentation"] = {"counts": runs_of(mask), "size": [height, width]}
+
+    edit(runs, TRAIN, encode_boxes)
+    config = TrainConfig(data=polygons, image_size=32, cache=cache, crop=True, fit="squash", margin=0.5)
+    expected = load_masks(config, "train", load_splits(config)[0])
+    config = replace(config, data=runs)
+    np.testing.assert_array_equal(load_masks(config, "train", load_splits(config)[0]), expected)
+    for damaged, words in (
+        ({"counts": [3, 4], "size": [20, 20]}, r"its size .* is \[20, 20\], but that of the image is"),
+        ({"counts": [3, 4], "size": list(sizes["train"][3][::-1])}, "its run-length encoding has 7 pixels"),
+        ("", "it has no outline"),
+    ):
+        edit(runs, TRAIN, lambda content, value=damaged: content["annotations"][3].update(segmentation=value))
+        with pytest.raises(InputError, match=f"the mask of train row 3 cannot be used: {words}"):
+            load_masks(config, "train", load(runs)[0])
+
+
+RING = "m7?f06K4L4M2N2O]ON011O0000000001OO02c01N2N3L4L5J^8"
+
+
+@pytest.mark.parametrize(
+    ("counts", "mask"),
+    [
+        ([2, 1, 3], [[0, 1, 0], [0, 0, 0]]),  # down the columns
+        ([0, 6], [[1, 1, 1], [1, 1, 1]]),
+        ("06", [[1, 1, 1], [1, 1, 1]]),
+        ("6", [[0, 0, 0], [0, 0, 0]]),
+        ("=3305", np.pad(np.ones((3, 2)), ((1, 2), (2, 1)))),  # by pycocotools 2.0, as is the next
+        (RING, [[0 < (y - 20) ** 2 / 300 + (x - 14) ** 2 / 80 < 1 and (y - 20) ** 2 + (x - 14) ** 2 >= 9
+                 for x in range(30)] for y in range(40)]),
+    ],
+)  # fmt: skip
+def test_run_length_encoding(counts, mask):
+    mask = np.asarray(mask, np.uint8)
+    np.testing.assert_array_equal(decode_runs(counts, *mask.shape), mask)
+    if isinstance(counts, list):
+        assert runs_of(mask) == counts
+
+
+@pytest.mark.parametrize("counts", [[3, 4], [-1, 7], [1.5, 4.5], [10**30], None, "a b", "o" * 10**6, "=", [[6]], "é"])
+def test_damaged_run_lengths_are_refused(counts):
+    with pytest.raises(ValueError, match="its run-length encoding"):
+        decode_runs(counts, 2, 3)
 
 
 def test_a_mask_of_absurd_points():
-    assert not np.asarray(draw_mask([[1e300, 5, 1e200, 9, 1e300, 40]], (8, 8))).any()
-    assert np.asarray(draw_mask([[-1e300, -1e300, 1e300, -1e300, 0, 1e300]], (8, 8))).all()
+    assert not np.asarray(draw_mask("[[1e300, 5, 1e200, 9, 1e300, 40]]", (8, 8))).any()
+    assert np.asarray(draw_mask("[[-1e300, -1e300, 1e300, -1e300, 0, 1e300]]", (8, 8))).all()
     assert (
-        np.asarray(draw_mask([[2, 3, 6, 3, 6, 5, 2, 5]], (8, 8))).nonzero()[0].tolist() == [3] * 4 + [4] * 4
+        np.asarray(draw_mask("[[2, 3, 6, 3, 6, 5, 2, 5]]", (8, 8))).nonzero()[0].tolist() == [3] * 4 + [4] * 4
     )  # rows 3 and 4
+
+
+# Parquet without ids -------------------------------------------------------------------------------------------------
+
+
+def test_parquet_files_of_images_and_objects_alone(load, rows, write):
+    """As the library `datasets` makes them of an image folder."""
+    folder = write("objects, parquet", rows)
+    expected = load(folder)
+    for path in Path(folder).iterdir():
+        pq.write_table(pq.read_table(path).drop_columns(["image_id"]), path)
+    for split, other in zip(load(folder), expected, strict=True):
+        np.testing.assert_array_equal(split.pixels, other.pixels)
+
+
+# Splits and files as tools name them ---------------------------------------------------------------------------------
+
+
+def rename(folder, *pairs):
+    for old, new in pairs:
+        Path(folder, old).rename(Path(folder, new))
+
+
+@pytest.mark.parametrize("layout", ["coco, images/", "voc", "voc, beside", "yolo, lists"])
+def test_splits_with_capitals(load, rows, parquet, write, layout):
+    """As CVAT calls its subsets."""
+    folder = write(layout, rows)
+    if layout == "coco, images/":
+        rename(folder, ("images/train", "images/Train"), ("images/val", "images/Validation"))
+        rename(folder, *((f"annotations/instances_{a}.json", f"annotations/instances_{b}.json") for a, b in CAPITALS))
+    elif layout == "voc":
+        rename(folder, *((f"ImageSets/Main/{a}.txt", f"ImageSets/Main/{b}.txt") for a, b in CAPITALS))
+    elif layout == "voc, beside":
+        rename(folder, ("train", "Train"), ("valid", "Validation"))
+    else:  # one folder for each split, and data.yaml without them
+        shutil.rmtree(folder)
+        folder = write("yolo, roboflow", rows)
+        rename(folder, ("train", "Train"), ("valid", "Validation"))
+        Path(folder, "data.yaml").write_text(f"names: {category_names(rows)}")
+    assert_same(load(folder), load(parquet(rows)))
+
+
+CAPITALS = (("train", "Train"), ("val", "Validation"))
+
+
+def test_an_image_folder_with_capitals(load, image_folder):
+    expected = load(image_folder)
+    rename(image_folder, ("train", "Train"), ("val", "Val"))
+    assert [len(split) for split in load(image_folder)] == [len(split) for split in expected]
+
+
+def test_trainval_is_train_if_there_is_no_other(load, rows, write):
+    folder = write("voc", rows)
+    expected = load(folder)
+    rename(folder, ("ImageSets/Main/train.txt", "ImageSets/Main/trainval.txt"))
+    assert_same(load(folder), expected)
+
+
+def test_two_pascal_voc_data_sets_in_one_folder(load, rows, write, tmp_path):
+    """As VOC2007 and VOC2012 in VOCdevkit; both have lists of the same names, and photos of their own."""
+    (tmp_path / "devkit").mkdir()
+    for i in range(2):
+        parts = {
+            split: [dict(row, image_id=f"{split}{n}") for n, row in enumerate(rows[split][i::2])] for split in rows
+        }
+        write("voc", parts, f"devkit/VOC{i}")
+    train, val = load(str(tmp_path / "devkit"))
+    assert len(set(val.ids()["image_id"])) == len(val) == len(rows["val"])
+
+
+def test_a_product_called_like_a_split(load, rows, write):
+    """A folder "toy train" must not make the photos in other folders disappear."""
+    folder = write("metadata, csv", rows)
+    rename(folder, ("train/photos", "train/toy train"), ("train", "things"), ("val", "others"))
+    path = Path(folder, "metadata.csv")
+    text = path.read_text().replace("train/photos/", "things/toy train/").replace("val/photos/", "others/photos/")
+    path.write_text(text)
+    with pytest.raises(InputError, match="things/toy train/.* is in a folder named after a split, but others/photos/"):
+        load(folder)
+
+
+def test_a_column_split(load, rows, write):
+    folder = write("metadata, csv", rows)
+    expected = load(folder)
+    path = Path(folder, "metadata.csv")
+    header, *lines = path.read_text().splitlines()
+    lines = [line + (",Train" if line.startswith("train") else ",val") for line in lines]
+    lines = [line.replace("train/photos", "a").replace("val/photos", "b") for line in lines]
+    rename(folder, ("train/photos", "a"), ("val/photos", "b"))
+    path.write_text("\n".join([f"{header},split", *lines]))
+    assert_same(load(folder), expected)
+    path.write_text("\n".join([f"{header},split", *lines, lines[0].replace(",Train", ",3")]))
+    with pytest.raises(InputError, match="split is '3'; write train, val or test"):
+        load(folder)
+
+
+def test_boxes_in_columns(load, rows, write):
+    """As in a CSV file of predict.py --boxes."""
+    folder = write("metadata, csv", rows)
+    expected = load(folder)
+    path = Path(folder, "metadata.csv")
+    lines = re.sub(r'"\[(.*)\]"', lambda match: match[1].replace(" ", ""), path.read_text()).splitlines()
+    path.write_text("\n".join(["file_name,category,x,y,width,height", *lines[1:]]))
+    assert_same(load(folder), expected)
+    path.write_text("\n".join(["file_name,category,x1,y1,x2,y2", *lines[1:]]))
+    with pytest.raises(InputError, match="train split has no column bbox; its columns are image, "):
+        load(folder)
+
+
+def test_metadata_of_a_photo_in_two_files(load, rows, write):
+    folder = write("metadata", rows)
+    first = Path(folder, "train", "metadata.jsonl").read_text().splitlines()[0]
+    name = json.loads(first)["file_name"]
+    Path(folder, "metadata.jsonl").write_text(first.replace(name, f"train/{name}"))
+    with pytest.raises(InputError, match=f"both list train/{name}: keep one"):
+        load(folder)
+
+
+@pytest.mark.parametrize("path", ["data", "../somewhere/data", "/home/someone/data"])
+def test_the_path_in_data_yaml(load, rows, write, path):
+    folder = write("yolo", rows)
+    expected = load(folder)
+    Path(folder, "data").mkdir()
+    rename(folder, ("images", "data/images"), ("labels", "data/labels"))
+    text = Path(folder, "data.yaml").read_text().replace("/home/someone/data", path)
+    Path(folder, "data.yaml").write_text(text)
+    assert_same(load(folder), expected)
+
+
+@pytest.mark.parametrize("names", ["classes.txt", "obj.names"])
+def test_labels_beside_the_photos(load, rows, write, names):
+    """As LabelImg writes them, and CVAT as YOLO 1.1."""
+    folder = write("yolo", rows)
+    expected = load(folder)
+    Path(folder, "data.yaml").unlink()
+    for split in rows:
+        rename(folder, (f"images/{split}", f"obj_{split}_data"))
+        for label in Path(folder, "labels", split).iterdir():
+            label.rename(Path(folder, f"obj_{split}_data", label.name))
+    Path(folder, names).write_text("\n".join(category_names(rows)))
+    assert_same(load(folder), expected)
+    if names == "classes.txt":
+        Path(folder, "obj_val_data", names).write_text("other")
+        with pytest.raises(InputError, match="classes.txt differ: keep one list of the classes"):
+            load(folder)
+
+
+def test_words_of_yaml_are_class_names(load, rows, write):
+    """no is not false."""
+    folder = write("yolo", rows)
+    path = Path(folder, "data.yaml")
+    names = category_names(rows)
+    path.write_text(path.read_text().replace(f": {names[0]}\n", ": no\n").replace(f": {names[1]}\n", ": 1:30\n"))
+    assert {"no", "1:30"} & set(load(folder)[0].classes)
+
+
+def test_key_points_are_no_outline(load, rows, write):
+    folder = write("yolo", rows)
+    expected = load(folder)
+    for path in Path(folder).glob("labels/*/*.txt"):
+        path.write_text(path.read_text().replace("\n", " 0.1 0.1 0.9 0.9\n"))
+    with Path(folder, "data.yaml").open("a") as file:
+        file.write("\nkpt_shape: [2, 2]\n")
+    assert_same(load(folder), expected)
+
+
+def test_a_photo_of_a_list_that_is_missing_is_a_bad_row(load, rows, write):
+    folder = write("yolo, lists", rows)
+    sorted(Path(folder, "images").iterdir())[0].unlink()
+    with pytest.raises(InputError, match="(?s)1 of .* rows cannot be used.*the image file is not in the folder"):
+        load(folder)
+
+
+def test_the_photo_of_the_same_name_comes_before_the_file_name_inside(load, rows, write):
+    """Annotations are copied, and photos renamed."""
+    folder = write("voc", rows)
+    expected = load(folder)
+    first, second = sorted(Path(folder, "Annotations").iterdir())[:2]
+    first.write_text(first.read_text().replace(first.stem, second.stem))
+    assert_same(load(folder), expected)
+
+
+def test_annotations_without_photos(load, rows, write):
+    folder = write("voc", rows)
+    shutil.rmtree(Path(folder, "JPEGImages"))
+    with pytest.raises(InputError, match="nor images: if it has annotations, put their photos into the same folder"):
+        load(folder)
+
+
+def test_why_no_row_is_usable(load, rows, write):
+    folder = write("metadata, csv", rows)
+    path = Path(folder, "metadata.csv")
+    path.write_text(re.sub(r'"\[(.*)\]"', '"here"', path.read_text()))
+    with pytest.raises(InputError, match="has no usable rows. The first of 89 reasons: box .* not a number"):
+        load(folder, bad_rows="skip", split_by="image_id", limit=0)
 
 
 # Damaged files -------------------------------------------------------------------------------------------------------
@@ -370,6 +621,25 @@ def test_a_mask_of_absurd_points():
 
 def change_annotation(**changes):
     return lambda folder: edit(folder, TRAIN, lambda content: content["annotations"][4].update(changes))
+
+
+def repeat(kind, **changes):
+    return lambda folder: edit(folder, TRAIN, lambda content: content[kind].append(content[kind][0] | changes))
+
+
+def rename_category(name):
+    return lambda folder: edit(folder, TRAIN, lambda content: [c.update(name=name) for c in content["categories"]])
+
+
+def as_split_file(content):
+    """train.json and val.json in the folder itself, the first of which is damaged."""
+
+    def change(folder):
+        Path(folder, TRAIN.replace("train", "val")).rename(Path(folder, "val.json"))
+        shutil.rmtree(Path(folder, "annotations"))
+        Path(folder, "train.json").write_bytes(content)
+
+    return change
 
 
 def name_photo(name):
@@ -398,20 +668,29 @@ DAMAGED = {
     "roboflow": ("coco, roboflow", write_bytes("train/*.json", b"<html>"), "_annotations.coco.json is not valid JSON"),
     "category": ("coco", change_annotation(category_id=99), r"category_id 99, which is not one of its categories"),
     "no category": ("coco", change_annotation(category_id=[1]), r"category_id \[1\], which is not one"),
-    "image": ("coco", change_annotation(image_id=999), "has image_id 999, which is not one of its images"),
+    "image": ("coco", change_annotation(image_id=999), r"not one of its images \(1, 2, 3, ...\)"),
+    "image twice": ("coco", repeat("images", file_name="b.jpg"), "id 1 stands for two values of image: .* and 'b.jpg'"),
+    "category twice": ("coco", repeat("categories", name="b"), "id 10 stands for two values of category: .* and 'b'"),
+    "category, list": ("coco", rename_category(["RBC"]), "category 1. has no name that is a text"),
+    "category, none": ("coco", rename_category(None), "category 1. has no name that is a text"),
+    "empty": ("coco", as_split_file(b""), "train.json cannot be read: the file is empty"),
+    "broken": ("coco", as_split_file(b'{"images": [1'), "train.json is not valid JSON"),
     "no file": ("coco", name_photo(None), "image 1 has no file_name"),
     "no photos": ("coco", lambda f: [p.unlink() for p in Path(f, "train2017").iterdir()], "none of them is in"),
     "no YAML": ("yolo", write_bytes("data.yaml", b"names: [a, b"), "data.yaml cannot be read as YAML: while parsing"),
     "objects in YAML": ("yolo", write_bytes("data.yaml", b"!!python/object/apply:os.system [id]"), "read as YAML"),
-    "no names": ("yolo", write_bytes("data.yaml", b"train: images/train"), "no data.yaml with the names"),
+    "no names": ("yolo", write_bytes("data.yaml", b"train: images/train"), "but data.yaml has no names of the classes"),
     "names": ("yolo", write_bytes("data.yaml", b"names: 3"), "data.yaml: names must be a list of the classes"),
     "class": ("yolo", write_bytes(LABEL, b"77 0.5 0.5 0.1 0.1"), "line 1: class 77 has no name; data.yaml names .. cl"),
     "text": ("yolo", write_bytes(LABEL, b"chair 0.5 0.5 0.1 0.1"), "is not a class number followed by numbers"),
     "values": ("yolo", write_bytes(LABEL, b"0 0.5 0.5 0.1 0.1 0.9"), "line 1 has 6 values: a box is class, cx, cy"),
-    "folder": ("yolo", replace_text("data.yaml", "images/val", "elsewhere"), "val is 'elsewhere', which is no folder"),
+    "folder": ("yolo", replace_text("data.yaml", "images/val", "elsewhere"), "is 'elsewhere', but .* has no such"),
     "no XML": ("voc", write_bytes(XML, b"<annotation><object>"), "xml cannot be read as XML: no element found"),
     "other XML": ("voc", write_bytes(XML, b"<html></html>"), "is not a Pascal VOC annotation"),
-    "entities": ("voc", write_bytes(XML, BOMB), "cannot be read as XML: it has a document type"),
+    "entities": ("voc", write_bytes(XML, BOMB), "cannot be read as XML: it has a DOCTYPE"),
+    "encoding": ("voc", write_bytes(XML, b'<?xml version="1.0" encoding="foo"?><annotation/>'), "unknown encoding"),
+    "empty XML": ("voc", write_bytes(XML, b""), "xml cannot be read: the file is empty.$"),
+    "aliases": ("yolo", replace_text("data.yaml", "train: images/train", "train: [[a]]"), "train must be a folder"),
     "no annotation": ("voc", lambda f: next(Path(f).glob(XML)).unlink(), r"lists '\w+', but there is no \w+.xml"),
     "metadata": ("objects, folder", write_bytes("train/metadata.jsonl", b'{"a"'), "metadata.jsonl cannot be read"),
     "lengths": (

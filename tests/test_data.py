@@ -200,11 +200,16 @@ def test_a_parquet_file_replaced_by_one_of_its_size_and_time_is_noticed(load, ro
 
 
 @pytest.mark.parametrize("kind", ["parquet", "images"])
-@pytest.mark.parametrize("moment", ["before", "while", "after"])
+@pytest.mark.parametrize("moment", ["before", "while decoding", "while hashing", "between", "while decoding again"])
 def test_data_that_changes_while_it_is_read(load, rows, parquet, image_folder, tmp_path, monkeypatch, kind, moment):
-    """Its ids and boxes are read first, then its content is hashed, then it is decoded."""
-    folder, read = parquet(rows) if kind == "parquet" else image_folder, common.data.dataset.content_hash
+    """Its ids and boxes are read first, then its images: twice if there are pixels that might be reused."""
+    folder, load_pixels = parquet(rows) if kind == "parquet" else image_folder, common.data.dataset.load_pixels
     batches, name = common.data.pixels._image_batches, "train-00000-of-00001.parquet"
+    options, passes = dict(data=folder, cache=str(tmp_path / "cache")), []
+    if moment in ("while hashing", "between", "while decoding again"):
+        first = load(**options)[0]
+        shutil.rmtree(tmp_path / "cache" / "content")
+        Path(first.pixels.filename).unlink()
 
     def change():
         if kind == "parquet":
@@ -217,23 +222,43 @@ def test_data_that_changes_while_it_is_read(load, rows, parquet, image_folder, t
     def changed(*args):
         if moment == "before":
             change()
-        content = read(*args)
-        if moment == "after":
-            change()
-        return content
+        return load_pixels(*args)
 
     def changed_within(*args):
+        passes.append(args)
+        if moment == "between" and len(passes) == 2:
+            change()
         for i, batch in enumerate(batches(*args)):
-            if i == 3:
+            if i == 3 and moment.startswith("while") and len(passes) == 1 + moment.endswith("again"):
                 change()
             yield batch
 
-    monkeypatch.setattr(common.data.dataset, "content_hash", changed)
-    if moment == "while":
-        monkeypatch.setattr(common.data.pixels, "_image_batches", changed_within)
+    monkeypatch.setattr(common.data.dataset, "load_pixels", changed)
+    monkeypatch.setattr(common.data.pixels, "_image_batches", changed_within)
     with pytest.raises(InputError, match="the data was changed while it was read"):
-        load(folder, cache=str(tmp_path / "cache"))
-    assert not list((tmp_path / "cache").glob("*/pixels.npy"))
+        load(**options)
+    assert len(passes) == 1 + (moment in ("between", "while decoding again"))
+    if len(passes) == 1 and moment != "while hashing":
+        assert not list((tmp_path / "cache").glob("*/pixels.npy")) and not (tmp_path / "cache" / "content").exists()
+    assert not list((tmp_path / "cache").glob(".*"))
+
+
+def test_pixels_of_another_content_than_the_stored_one(load, tmp_path):
+    """As of a file system that does not tell that a file was changed."""
+    load(cache=str(tmp_path), limit=12)
+    for memo in (tmp_path / "content").iterdir():
+        common.data.pixels._write_content(memo, "0" * 64)
+    with pytest.raises(InputError, match="the data was changed while it was read"):
+        load(cache=str(tmp_path), limit=12)
+
+
+def test_data_that_was_copied_is_read_but_not_decoded_again(load, image_folder, tmp_path, monkeypatch):
+    first = load(image_folder, cache=str(tmp_path / "cache"))
+    shutil.copytree(image_folder, tmp_path / "copy")
+    monkeypatch.setattr(common.data.pixels, "_fill_folders", lambda *_: pytest.fail("decoded again"))
+    copy = load(str(tmp_path / "copy"), cache=str(tmp_path / "cache"))
+    assert [split.fingerprint for split in copy] == [split.fingerprint for split in first]
+    assert [split.pixels.filename for split in copy] == [split.pixels.filename for split in first]
 
 
 def flip(path, place):
@@ -536,7 +561,7 @@ def test_boxes_of_another_convention_are_refused(load, rows, parquet, name):
     data = parquet(changed_boxes(rows, change))
     for options in ({}, dict(bad_rows="skip"), dict(bad_rows="skip", limit=30), dict(split_by="image_id")):
         expected = words if not options.get("limit") and not options.get("split_by") else "look like|another size"
-        with pytest.raises(InputError, match=f"--data {data}, (train|all) rows: .*({expected})"):
+        with pytest.raises(InputError, match=f"--data {data}, (train )?rows: .*({expected})"):
             load(data, **options)
     assert len(load(data, crop=False)[0]) == 60, "boxes are not used without --crop"
 

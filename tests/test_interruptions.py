@@ -162,7 +162,7 @@ def test_a_full_disk_under_the_cache(options, tmp_path):
     argv = options(SCRIPT, more=f"--cache {tmp_path / 'cache'}")
     with limit(resource.RLIMIT_FSIZE, 65_536):
         assert re.search(r"cache .*cannot be written \(File too large\)", error_message(SCRIPT, argv))
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["content"], "nothing half-written is left"
+    assert not list((tmp_path / "cache").iterdir()), "nothing half-written is left"
 
 
 def test_out_of_memory(options):

@@ -19,12 +19,13 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 import audit
+import compare
 import export
 import predict
 from common import provenance
 from common.config import DataConfig, InputError
 from common.data.dataset import load_splits
-from common.deploy import formats
+from common.deploy import formats, gallery
 from common.deploy.classify import decode_crops
 from common.deploy.inputs import read_inputs
 from common.files import RUN_FILES
@@ -127,6 +128,25 @@ def test_a_gallery_shows_the_photos(predict_boxes, tmp_path):
     predict_boxes("--gallery", tmp_path / "found.png")
     with Image.open(tmp_path / "found.png") as picture:
         assert picture.width > 600 and picture.convert("L").getextrema() != (255, 255)
+
+
+def test_a_photo_of_many_crops_lists_their_captions(cropped, rows, tmp_path, monkeypatch):
+    """The boxes are numbered, and the captions of mistakes come first."""
+    drawn = []
+    monkeypatch.setattr(gallery, "save_figure", lambda path, figure, **_: drawn.append(figure))
+    objects = [dict(rows["val"][0], bbox=[5 * i, 4 * i, 60, 50]) for i in range(20)]
+    LAYOUTS["metadata"](tmp_path / "first", {"val": objects})
+    results = predict.main([cropped, str(tmp_path / "first")])
+    for i, (row, result) in enumerate(zip(objects, results, strict=True)):
+        row["category"] = result["category"] if i % 4 == 0 else "bed" if result["category"] != "bed" else "chair"
+    LAYOUTS["metadata"](tmp_path / "data", {"val": objects})
+    results = predict.main([cropped, str(tmp_path / "data"), "--gallery", str(tmp_path / "found.png")])
+    (axis,) = drawn[0].axes
+    numbers, lines = [text.get_text() for text in axis.texts[:20]], [text.get_text() for text in axis.texts[20:]]
+    wrong = [(i, r) for i, r in enumerate(results, 1) if r["category"] != r["label"]]
+    expected = [f"{i}: {r['category']} {r['probability']:.0%} label: {r['label']}" for i, r in wrong[:12]]
+    assert numbers == [str(i) for i in range(1, 21)] and len(wrong) == 15
+    assert lines == [*expected, "and 8 more"]
 
 
 def test_one_image_with_a_box_is_its_row_of_the_table(cropped, photos, boxes):
@@ -252,9 +272,26 @@ def test_numbers_of_coco_name_files_with_leading_zeros(cropped, photos, detect):
     assert [r["image"] for r in results] == ["000000000285.jpg"] * 2 + ["000000000139.jpg"]
 
 
+def test_numbers_of_coco_are_those_of_the_coco_file_in_the_folder(cropped, photos, detect):
+    """But not if two of its files have different images of this id."""
+    images = [{"id": 7, "file_name": "sub/c.jpg"}, {"id": 8, "file_name": "a.jpg"}]
+    (photos / "train.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    file = detect(lambda i, name: {"image_id": {"sub/c.jpg": 7, "a.jpg": 8}[name]})
+    results = predict.main([cropped, str(photos), "--boxes", file])
+    assert [r["image"] for r in results] == ["sub/c.jpg", "sub/c.jpg", "a.jpg"]
+    (photos / "val.json").write_text(json.dumps({"images": images[::-1], "annotations": [], "categories": []}))
+    assert predict.main([cropped, str(photos), "--boxes", file]) == results
+    images[0]["file_name"] = "b.jpg"
+    (photos / "val.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    with pytest.raises(InputError, match="object 0 has the image '7', which is none of the images.*into their folder"):
+        predict.main([cropped, str(photos), "--boxes", file])
+
+
 WRONG = {
     "no JSON": ("[{", "is not valid JSON"),
-    "empty": ("[]", "must be a list of objects with bbox and image_id or file_name"),
+    "empty": ("[]", "has no objects: there is nothing to classify"),
+    "text": ('"a"', "must be a list of objects with bbox and image_id or file_name"),
+    "huge": (f'[{{"file_name": "a.jpg", "bbox": [1{"0" * 400}, 1, 2, 3]}}]', "object 0: 10+,1,2,3 is not a box"),
     "numbers": ("[1]", "must be a list of objects"),
     "unknown": ('[{"image_id": 17, "bbox": [1, 2, 3, 4]}]', "object 0 has the image '17', which is none of the images"),
     "no id": ('[{"bbox": [1, 2, 3, 4]}]', "object 0 has no image_id and no file_name"),
@@ -331,6 +368,14 @@ def test_a_run_on_the_hub(cropped, photos, on_the_hub, boxes):
     assert (name, revision) == ("me/chairs", "v1") and "model.safetensors" in patterns and "train_*.py" in patterns
     with pytest.raises(InputError, match="me/nothing is neither a run folder nor a run on the Hub: 404"):
         predict.main(["me/nothing", *line])
+
+
+def test_a_run_on_the_hub_is_exported_and_compared(cropped, on_the_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert export.main(["me/chairs", "--to", "pt2"]) == Path("model.pt2"), "beside the run, it would be deleted"
+    assert Path("model.pt2").stat().st_size > 1000
+    first, second = (compare.main([run, "--out", "out"])["experiments"][0] for run in ("me/chairs", cropped))
+    assert all(first[name] == second[name] for name in ("n", "accuracy", "f1", "model"))
 
 
 def test_a_run_on_the_hub_is_checked_like_any_other(photos, on_the_hub, tmp_path):

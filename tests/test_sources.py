@@ -17,9 +17,9 @@ import predict
 from common.config import InputError, TrainConfig
 from common.data.audit import audit, describe, findings
 from common.data.masks import load_masks
-from common.data.parquet import parquet_splits
 from common.data.pixels import open_image
 from common.data.sources import read_splits
+from common.data.split_names import parquet_splits
 from common.data.table import ParquetFiles, read_file
 from common.deploy.inputs import read_inputs
 from tests.helpers import encode, photo

@@ -15,8 +15,8 @@ from tests.helpers import ROOT, SCRIPTS, launch
 TOOLS = ["study", "compare", "predict", "export", "audit"]
 SLOW_IMPORTS = {"torch", "numpy", "datasets", "accelerate", "sklearn", "matplotlib"}
 # Limits that make a change of the structure or a new option a decision: raise one where that is worth it.
-MAX_FILES = 33  # modules of common that a training script reaches
-MAX_LEVELS = 13
+MAX_FILES = 40  # modules of common that a training script reaches
+MAX_LEVELS = 14
 MAX_SHARED_OPTIONS = 32
 MAX_OWN_OPTIONS = 10
 
@@ -75,10 +75,11 @@ def test_no_import_cycles():
 def test_imports_go_one_way(module):
     """data <- core <- compare, deploy; nothing imports a script."""
     allowed = {
-        "common.data": {"common.data"},
+        "common.data.annotations": {"common.data", "common.data.annotations"},
+        "common.data": {"common.data", "common.data.annotations"},
         "common": {"common", "common.data"},
         "common.compare": {"common", "common.data", "common.compare"},
-        "common.deploy": {"common", "common.data", "common.deploy"},
+        "common.deploy": {"common", "common.data", "common.data.annotations", "common.deploy"},
     }[package_of(module)]
     shared = {"common.config", "common.files"}
     wrong = {name for name in IMPORTS[module] if package_of(name) not in allowed and name not in shared}
@@ -89,7 +90,9 @@ def test_imports_go_one_way(module):
 def test_a_training_script_imports_common_alone(script):
     assert all(name.startswith("common.") for name in IMPORTS[script])
     packages = {package_of(name) for name in reached(script)}
-    assert packages <= {"common", "common.data"}, "training needs neither the comparison nor the deployment"
+    assert packages <= {"common", "common.data", "common.data.annotations"}, (
+        "training needs neither the comparison nor the deployment"
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

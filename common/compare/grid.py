@@ -33,9 +33,7 @@ class Job:
     @property
     def data_key(self) -> tuple:
         """The options that determine which rows and pixels the run reads, apart from those that all runs share."""
-        config = self.config
-        padding = config.normalization.color if config.fit == "pad" else None
-        return config.crop, config.margin, config.fit, config.image_size, padding, config.split_by
+        return *self.config.pixel_options, self.config.split_by
 
 
 def plan_jobs(

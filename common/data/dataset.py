@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from common.config import ID_COLUMNS, DataConfig, InputError, Normalization, TrainConfig, printable
 from common.data.boxes import convention_problem
-from common.data.pixels import content_hash, decode_images, normalize
+from common.data.pixels import load_pixels, normalize
 from common.data.sources import clean_categories, describe_layout, load_tables
 from common.data.splits import assign_folds, parse_split
 from common.data.table import Table
@@ -114,7 +114,8 @@ def load_splits(
         unseen = sorted(set(classes) - set(categories["train"]))
         if unseen:
             raise InputError(
-                f"val has classes without train rows: {', '.join(unseen)}. Add train rows or remove their val rows."
+                f"val has classes without train rows: {', '.join(unseen)}. Add train rows, remove their "
+                "val rows, or divide all rows anew with --split-by image_id."
             )
         train, val = (
             _load_split(split, table, categories[split], classes, config, decode_too) for split, table in tables.items()
@@ -178,6 +179,11 @@ def _format_hint(problem: str, rows: Table, config: DataConfig) -> str:
     return f" Or let --box-format {' or '.join(formats)} convert them."
 
 
+def _rows_of(split: str) -> str:
+    """Such as "train rows"; without a name for the rows of --split-by."""
+    return "rows" if split == "all" else f"{split} rows"
+
+
 def _load_split(split, rows, categories, classes, config, decode_too) -> ClassificationDataset:
     """Selects the rows of a split, decodes them or reuses pixels from an earlier run, and handles bad rows."""
     label_of = {name: label for label, name in enumerate(classes)}
@@ -189,16 +195,15 @@ def _load_split(split, rows, categories, classes, config, decode_too) -> Classif
     reasons = {int(i): "no category" for i in chosen if categories[i] is None}
     chosen = np.array([i for i in chosen if categories[i] is not None], dtype=np.int64)
     if not len(chosen):
-        raise InputError(f"--data {config.data} has no {split} rows with a category.")
+        raise InputError(f"--data {config.data} has no {_rows_of(split)} with a category.")
     ids = rows["image_id"]
     rows = rows.select(chosen)
 
     selection = [split, hashlib.sha256(chosen.tobytes()).hexdigest()]
-    content = content_hash(rows, selection, config.cache)
-    decoded = decode_images(split, rows, content, [config, *decode_too])
+    content, decoded = load_pixels(split, rows, selection, [config, *decode_too])
     problem = convention_problem(decoded.boxes) if config.crop else None
     if problem:
-        raise InputError(f"--data {config.data}, {split} rows: {problem}{_format_hint(problem, rows, config)}")
+        raise InputError(f"--data {config.data}, {_rows_of(split)}: {problem}{_format_hint(problem, rows, config)}")
     reasons |= {int(chosen[i]): reason for i, reason in decoded.problems.items()}
     problems = [{"split": split, "row": i, "id": ids[i], "reason": reasons[i]} for i in sorted(reasons)]
     if problems and config.bad_rows == "error":
@@ -209,12 +214,13 @@ def _load_split(split, rows, categories, classes, config, decode_too) -> Classif
         except OSError:  # a shared cache may be read-only
             see = ""
         raise InputError(
-            f"{len(problems)} of {len(categories)} {split} rows cannot be used{see}. Fix them, or skip them with "
+            f"{len(problems)} of {len(categories)} {_rows_of(split)} cannot be used{see}. Fix them, or skip them with "
             f"--bad-rows skip.\n{format_problems(problems)}"
         )
     index = np.setdiff1d(np.arange(len(chosen)), np.array(list(decoded.problems), dtype=np.int64))
     if not len(index):
-        raise InputError(f"--data {config.data} has no usable {split} rows.")
+        first = f" The first of {len(problems)} reasons: {problems[0]['reason']}." if problems else ""
+        raise InputError(f"--data {config.data} has no usable {_rows_of(split)}.{first}")
     labels = torch.tensor([label_of[categories[i]] for i in chosen[index]])
     identity = [content, labels.tolist(), *[index.tolist()] * (len(index) < len(chosen))]
     return ClassificationDataset(

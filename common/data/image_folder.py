@@ -19,12 +19,12 @@ from common.data.table import (
     as_text,
     clean_category,
     file_state,
+    is_image,
     parse_box,
     printable_name,
     read_file,
 )
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -48,11 +48,6 @@ def list_files(folder: str | Path) -> tuple[list[str], list[str]]:
 
 def _parts(name: str) -> list[str]:
     return name.split("/")
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name ends like an image's."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def count_and_names(names: Sequence[str], n: int | None = None) -> str:
@@ -93,7 +88,11 @@ def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dic
             unread += [f"{file}: {name}" for name in metadata if name not in known]
         tables[split] = _table(image_files, names, metadata)
     unread = [*skipped, *sorted(others), *unread]
-    return {split: replace(table, unread=tuple(map(printable_name, unread))) for split, table in tables.items()}
+    lower = len({split.lower() for split in tables}) == len(tables)  # such as Train and Val
+    return {
+        split.lower() if lower else split: replace(table, unread=tuple(map(printable_name, unread)))
+        for split, table in tables.items()
+    }
 
 
 def _in_split(name: str) -> str:

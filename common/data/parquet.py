@@ -1,9 +1,8 @@
-"""Tables from Parquet files: which file belongs to which split, and what the files of a split have in common."""
+"""Tables from Parquet files, and what the files of a split must have in common."""
 
 import json
 import re
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,47 +25,6 @@ IN_MEMORY = (*TEXTS, "bbox", "objects")
 CATEGORY_COLUMNS = ("category", "label", "labels", "class")  # the first of these that a table has is the category
 OBJECT_CATEGORIES = ("category", "categories", "category_id", "labels", "label")
 IMAGES = ("image", "mask")
-KEYWORDS = {  # words in the names of files and folders, as in the library datasets
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
-
-
-def parquet_splits(names: Iterable[str]) -> dict[str, list[str]]:
-    """The Parquet files of each split, by their names relative to the data's folder, as `datasets` assigns them.
-
-    Files data/SPLIT-00000-of-00001.parquet come first. Otherwise folders named after a split count, then files named
-    after one; if there is none of these, all files are train. Other files belong to no split.
-    """
-    names = [name for name in names if not any(part.startswith("__") for part in name.split("/")[:-1])]
-    splits: dict[str, list[str]] = {}
-    for find in (_shard_splits, folder_splits, _file_splits):
-        for name in names:
-            for split in find(name):
-                splits.setdefault(split, []).append(name)
-        if splits:
-            return {split: splits[split] for split in sorted(splits, key=[*KEYWORDS, *sorted(splits)].index)}
-    return {"train": names} if names else {}
-
-
-def _shard_splits(name: str) -> list[str]:
-    shard = SHARD.fullmatch(name)
-    return [shard[1]] if shard else []
-
-
-def folder_splits(name: str) -> list[str]:
-    """The splits that the folders in the name of a file are named after."""
-    return [split for split in KEYWORDS if any(_names(split, part) for part in name.split("/")[:-1])]
-
-
-def _file_splits(name: str) -> list[str]:
-    return [split for split in KEYWORDS if _names(split, PurePosixPath(name).name)]
-
-
-def _names(split: str, text: str) -> bool:
-    return re.fullmatch(rf"(.*[-._ 0-9])?({'|'.join(KEYWORDS[split])})([-._ 0-9].*)?", text, re.DOTALL) is not None
 
 
 def read_parquet(
@@ -225,10 +183,10 @@ def _one_row_per_object(table: pa.Table, class_names: list[str], path: str) -> t
     if class_names:
         categories = _named(categories, class_names, path)
     kept = [name for name in table.column_names if name not in ("objects", "category")]
-    table = table.select(kept).take(pa.array(photos, pa.int64()))
-    texts = pa.array([as_text(category) for category in categories], pa.string())
-    table = table.append_column("category", texts).append_column("bbox", pa.array(boxes, pa.list_(pa.float64())))
-    return table, np.array(photos, np.int64)
+    columns = {name: table[name].take(pa.array(photos, pa.int64())) for name in kept}
+    columns["category"] = pa.array([as_text(category) for category in categories], pa.string())
+    columns["bbox"] = pa.array(boxes, pa.list_(pa.float64()))
+    return pa.table(columns), np.array(photos, np.int64)
 
 
 def _plain(name: str, values: pa.ChunkedArray, path: str) -> pa.ChunkedArray:

@@ -91,35 +91,80 @@ def open_photo(encoded: bytes | str, *, shared: bool, max_megapixels: int = Data
     return Photo(opened, image, reduce=shared and opened.format in SCALED_FORMATS)
 
 
-def content_hash(rows: Table, selection: list, cache: str) -> str:
-    """Hexadecimal sha256 of the image files and boxes of `rows`.
+class Pixels(NamedTuple):
+    """The decoded images of N rows."""
 
-    The hash is stored in the folder `cache`, because rereading gigabytes takes longer than the rest of the start-up.
-    Its key combines `selection`, which identifies the rows within their files, with the state of these files when
-    `rows` was read: path, size, times, device and inode. If each image is a separate file, the key combines the same
-    properties of all image files with the boxes instead.
+    pixels: np.ndarray  # uint8 memory map (N, 3, S, S)
+    crop_sizes: np.ndarray  # (N, 2) float32, width and height of each crop in pixels before it was made square
+    boxes: np.ndarray  # (N, 7) float64, `common.data.crop.box_row` of each row, not clipped; NaN without `--crop`
+    hashes: np.ndarray  # (N, 2) uint64, a hash of the image file and the `difference_hash` of the crop
+    problems: dict[int, str]  # the reasons why rows have no pixels
+
+
+def load_pixels(split: str, rows: Table, selection: list, configs: Sequence[DataConfig]) -> tuple[str, Pixels]:
+    """The content of `rows`, and their pixels for the first of `configs`; new pixels are cached for all of `configs`.
+
+    The content is the hexadecimal sha256 of the image files and boxes. A folder of the cache contains the arrays of
+    `Pixels`, and checksums.json with a checksum of each file and the name of the folder, SETTINGS-CONTENT: a hash of
+    every setting that affects the pixels, and the first 32 digits of the content. So data that was copied or touched
+    is not decoded again.
+
+    All new folders are filled in one pass: each image is read once and, except for JPEG, decoded once. A photo of
+    several rows is always decoded once. If there are no pixels of these settings, the same pass computes the content.
+    Otherwise it is needed first: it was stored by an earlier pass, or the image files are read for it alone.
+
+    Args:
+        selection: identifies the rows within their files, see `_content_key`.
 
     Raises:
-        InputError: the files were changed since `rows` was read.
+        InputError: the cache cannot be written, or the data was changed since `rows` was read.
     """
-    key = _content_key(rows, selection)
-    stored = Path(cache, "content", key or "none")
-    if key and stored.is_file():
-        digest, _, checksum = stored.read_text(encoding="utf-8", errors="replace").partition(" ")
-        if checksum == _checksum(key, digest):
-            return digest
-        print(f"note: {stored} is damaged: the image files are read again")
-    sha256 = hashlib.sha256()
-    deque(_image_batches(rows, sha256), maxlen=0)  # only to read them
-    rows.check_unchanged()
-    if key:
-        with suppress(OSError), atomic_path(stored) as partial:  # a shared cache may be read-only
-            partial.write_text(f"{sha256.hexdigest()} {_checksum(key, sha256.hexdigest())}", encoding="utf-8")
-    return sha256.hexdigest()
+    settings = {_settings_key(rows, config): config for config in configs}
+    first, config = next(iter(settings.items()))
+    stored = Path(config.cache, "content", _content_key(rows, selection) or "none")
+    content = _read_content(stored)
+    if content is None and any(any(Path(c.cache).glob(f"{key}-*")) for key, c in settings.items()):
+        content = _hash_images(rows)
+        _write_content(stored, content)
+    folders = {key: Path(c.cache, f"{key}-{content[:32]}") for key, c in settings.items()} if content else {}
+    found = {key: _read_folder(folder, len(rows), settings[key].image_size) for key, folder in folders.items()}
+    missing = {key: config for key, config in settings.items() if found.get(key) is None}
+    if missing:
+        for folder in [folders[key] for key in missing if key in folders and folders[key].exists()]:
+            print(f"note: {folder} is damaged: the images are decoded again")
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            decoded = _fill_folders(split, rows, content, missing)
+        except OSError as error:
+            raise InputError(
+                f"the cache {config.cache} cannot be written ({error.strerror or error}): name another folder with "
+                "--cache."
+            ) from error
+        if content is None:
+            content = decoded
+            _write_content(stored, content)
+    assert content is not None, "or pixels are missing"
+    folder = Path(config.cache, f"{first}-{content[:32]}")
+    result = found.get(first) or _read_folder(folder, len(rows), config.image_size)
+    if result is None:
+        raise InputError(f"{folder} is damaged and cannot be replaced: name another folder with --cache.")
+    return content, result
+
+
+def _settings_key(rows: Table, config: DataConfig) -> str:
+    """A hash of everything but the images and boxes that determines the pixels of `rows`, and of their number."""
+    version = 8  # to be increased when the content of the folder changes
+    settings = [version, len(rows), rows.box_format, *config.pixel_options]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
 
 
 def _content_key(rows: Table, selection: list) -> str | None:
-    """A key that identifies `rows` without reading image files; None if a file is missing."""
+    """A key that identifies `rows` without reading image files; None if a file is missing.
+
+    The key combines `selection`, which identifies the rows within their files, with the state of these files when
+    `rows` was read: path, size, times, device and inode. If each image is a separate file, the key combines the same
+    properties of all image files with the boxes instead.
+    """
     states = rows.files.states
     if isinstance(rows.files, ImageFiles):
         states = [states[number] for number in rows.photos]
@@ -131,68 +176,55 @@ def _content_key(rows: Table, selection: list) -> str | None:
     return hashlib.sha256(json.dumps([selection, states], default=str).encode()).hexdigest()[:32]
 
 
-class Pixels(NamedTuple):
-    """The decoded images of N rows."""
+def _read_content(path: Path) -> str | None:
+    """The content that an earlier pass stored in `path`, as rereading gigabytes takes long; None if there is none."""
+    if not path.is_file():
+        return None
+    content, _, checksum = path.read_text(encoding="utf-8", errors="replace").partition(" ")
+    if checksum == _checksum(path.name, content):
+        return content
+    print(f"note: {path} is damaged: the image files are read again")
+    return None
 
-    pixels: np.ndarray  # uint8 memory map (N, 3, S, S)
-    crop_sizes: np.ndarray  # (N, 2) float32, width and height of each crop in pixels before it was made square
-    boxes: np.ndarray  # (N, 7) float64, `common.data.crop.box_row` of each row, not clipped; NaN without `--crop`
-    hashes: np.ndarray  # (N, 2) uint64, a hash of the image file and the `difference_hash` of the crop
-    problems: dict[int, str]  # the reasons why rows have no pixels
+
+def _write_content(path: Path, content: str) -> None:
+    if path.name != "none":
+        with suppress(OSError), atomic_path(path) as partial:  # a shared cache may be read-only
+            partial.write_text(f"{content} {_checksum(path.name, content)}", encoding="utf-8")
 
 
-def decode_images(split: str, rows: Table, content: str, configs: Sequence[DataConfig]) -> Pixels:
-    """The pixels of `rows` for the first of `configs`, from the cache or decoded now, for all of `configs` at once.
+def _hash_images(rows: Table) -> str:
+    """Reads all images for the content of `rows` alone."""
+    sha256 = hashlib.sha256()
+    deque(_image_batches(rows, sha256), maxlen=0)
+    rows.check_unchanged()
+    return sha256.hexdigest()
 
-    A folder of the cache contains the arrays of `Pixels`, and checksums.json with a checksum of each file and the name
-    of the folder, which is a hash of `content` (see `content_hash`) and of every setting that affects the pixels. All
-    new folders are filled in one pass: each image is read once and, except for JPEG, decoded once. A photo of several
-    rows is always decoded once.
 
-    Raises:
-        InputError: the cache cannot be written.
+def _fill_folders(split: str, rows: Table, content: str | None, settings: dict[str, DataConfig]) -> str:
+    """Decodes `rows` into new folders of the cache and returns their content, which must be `content` if it is known.
+
+    `settings` are the configs by their `_settings_key`.
     """
-    version = 7  # to be increased when the content of the folder changes
-    folders = {}
-    for config in configs:
-        crop = [config.crop, config.margin * config.crop, config.fit, config.image_size]
-        color = config.normalization.color if config.fit == "pad" else None  # of the padding
-        settings = [version, content, *crop, config.max_megapixels, rows.box_format, color]
-        name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-        folders[Path(config.cache, name)] = config
-    first, config = next(iter(folders.items()))
-    found = {path: _read_folder(path, len(rows), config.image_size) for path, config in folders.items()}
-    missing = {path: folders[path] for path, pixels in found.items() if pixels is None}
-    if missing:
-        for path in filter(Path.exists, missing):
-            print(f"note: {path} is damaged: the images are decoded again")
-            shutil.rmtree(path, ignore_errors=True)
-        try:
-            _fill_folders(split, rows, content, missing)
-        except OSError as error:
-            raise InputError(
-                f"the cache {configs[0].cache} cannot be written ({error.strerror or error}): name another folder with "
-                "--cache."
-            ) from error
-    result = found[first] or _read_folder(first, len(rows), config.image_size)
-    if result is None:
-        raise InputError(f"{first} is damaged and cannot be replaced: name another folder with --cache.")
-    return result
+    sha256 = hashlib.sha256()
 
+    def suffix() -> str:
+        return f"-{sha256.hexdigest()[:32]}"
 
-def _fill_folders(split: str, rows: Table, content: str, folders: dict[Path, DataConfig]) -> None:
-    """Decodes `rows` into new folders of the cache."""
     with ExitStack() as stack:
-        arrays = [_PixelArray(stack.enter_context(atomic_path(path)), rows, config) for path, config in folders.items()]
+        folders = [Path(config.cache, key) for key, config in settings.items()]
+        partials = [stack.enter_context(atomic_path(folder, suffix)) for folder in folders]
+        arrays = [_PixelArray(path, rows, config) for path, config in zip(partials, settings.values(), strict=True)]
         progress = stack.enter_context(tqdm(total=len(rows), desc=f"decoding {split}", disable=None, unit=" images"))
-        sha256 = hashlib.sha256()
         batches = _image_batches(rows, sha256)
         for count in map_ahead(lambda batch: _decode_batch(*batch, arrays), batches, ahead=2 * WORKERS):
             progress.update(count)
-        if sha256.hexdigest() != content:
+        rows.check_unchanged()
+        if content not in (None, sha256.hexdigest()):
             raise InputError(CHANGED)
-        for path, array in zip(folders, arrays, strict=True):
-            array.finish(path.name)
+        for folder, array in zip(folders, arrays, strict=True):
+            array.finish(folder.name + suffix())
+    return sha256.hexdigest()
 
 
 def _read_folder(folder: Path, n: int, size: int) -> Pixels | None:

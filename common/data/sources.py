@@ -10,12 +10,13 @@ import huggingface_hub
 import numpy as np
 
 from common.config import ID_COLUMNS, DataConfig, InputError
-from common.data.annotations import POLYGONS, read_annotations
+from common.data.annotations.layouts import read_annotations
 from common.data.boxes import are_fractions
 from common.data.hub import hub_or_cache
-from common.data.image_folder import count_and_names, is_image, list_files, read_image_folder
-from common.data.parquet import check_complete, parquet_splits, read_parquet
-from common.data.table import Table, clean_category, file_problem
+from common.data.image_folder import count_and_names, list_files, read_image_folder
+from common.data.parquet import check_complete, read_parquet
+from common.data.split_names import parquet_splits
+from common.data.table import SEGMENTATION, Table, clean_category, file_problem, is_image
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?::([^:@]+))?(?:@([\w./-]+))?")
@@ -39,7 +40,10 @@ def load_tables(config: DataConfig, *extra_columns: str) -> dict[str, Table]:
     """
     splits = read_splits(config.data)
     if "train" not in splits:
-        raise InputError(f"--data {config.data} has no train split, only {', '.join(splits)}: rename a split to train.")
+        raise InputError(
+            f"--data {config.data} has no train split, only {', '.join(splits)}. Rename one of these to train or, if "
+            "they are classes, put their folders into a folder train, and use --split-by."
+        )
     train = splits["train"]
     val_names = VAL_NAMES if config.val_split in ("", *VAL_NAMES) else (config.val_split,)
     found = [name for name in val_names if name in splits]
@@ -115,7 +119,7 @@ def read_splits(data: str) -> dict[str, Table]:
     """Reads all splits of `data`, unchanged.
 
     `data` is "sample" (the bundled sample), a Parquet file, a folder of Parquet files, a folder of images with their
-    classes or annotations (see `common.data.annotations`), or a Hub id, owner/name[:CONFIG][@REVISION].
+    classes or annotations (see `common.data.annotations.layouts`), or a Hub id, owner/name[:CONFIG][@REVISION].
 
     Raises:
         InputError: there is no such data, or it cannot be read.
@@ -138,6 +142,11 @@ def read_splits(data: str) -> dict[str, Table]:
         splits = read_annotations(source, files, skipped) or read_image_folder(source, files, skipped)
         if not splits:
             found = f" It contains {count_and_names(files + skipped)}." if files or skipped else ""
+            if files and not any(map(is_image, files)):
+                raise InputError(
+                    f"{data} contains neither Parquet files nor images: if it has annotations, put their photos into "
+                    f"the same folder (links to folders are not followed).{found}"
+                )
             raise InputError(
                 f"{data} contains neither Parquet files, nor images in train/CLASS/ and val/CLASS/, nor annotations "
                 f"(COCO, YOLO, Pascal VOC, or metadata.jsonl or .csv with categories).{found}"
@@ -185,15 +194,15 @@ def _select_columns(split: str, rows: Table, config: DataConfig, extra_columns: 
             f"the {split} split has no column {', '.join(missing)}; its columns are {', '.join(rows.types)}.{hint}"
         )
     check_images(rows, split)
-    outlines = ["mask"] * (rows.types.get("mask") == POLYGONS)  # a column in memory, unlike masks that are images
-    rows = rows.keep((*ID_COLUMNS, "image", "category", "bbox", *dict.fromkeys([*extra_columns, *outlines])))
+    in_memory = ["mask"] * (rows.types.get("mask") == SEGMENTATION)  # a column in memory, unlike masks that are images
+    rows = rows.keep((*ID_COLUMNS, "image", "category", "bbox", *dict.fromkeys([*extra_columns, *in_memory])))
     return rows if "image_id" in rows else rows.with_column("image_id", [str(i) for i in rows.photos])
 
 
 def check_images(rows: Table, split: str) -> None:
     """Raises an InputError if a column of images contains something else."""
     for name in ("image", "mask"):
-        if rows.types.get(name, "image") not in ("image", *[POLYGONS] * (name == "mask")):
+        if rows.types.get(name, "image") not in ("image", *[SEGMENTATION] * (name == "mask")):
             raise InputError(f"the column {name} of {split} must contain images; it contains {rows.types[name]}.")
 
 

@@ -15,6 +15,10 @@ import pyarrow.parquet as pq
 
 from common.config import InputError
 
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# The type of a column mask that holds JSON: a list of polygons x1, y1, x2, y2, ... in pixels of the upright image,
+# {"fractions": one polygon in fractions of the image}, or COCO's {"counts": run lengths, "size": [height, width]}.
+SEGMENTATION = "segmentation"
 MAX_FILE = 2 * 10**9  # bytes of an image, or of a file of metadata or boxes
 CHANGED = "the data was changed while it was read: start again when it is complete."
 
@@ -36,6 +40,11 @@ def printable_name(name: str) -> str:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # text from metadata that is no file name
         return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends like an image's."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,9 @@ from common.deploy.inputs import Inputs
 from common.figures import save_figure
 
 MAX_PHOTOS = 24
-COLUMNS = 6
+COLUMNS = 6  # of photos of one crop each
+WIDE_COLUMNS = 4
+MAX_LINES = 12  # captions below a photo of several crops
 SIDE = 320  # longer side of each photo in pixels
 SOFTWARE = "predict.py --gallery"  # in the PNG file
 
@@ -26,6 +28,9 @@ def save_gallery(
     path: Path, inputs: Inputs, captions: Sequence[str], correct: Sequence[bool | None], *, max_megapixels: int
 ) -> None:
     """Draws up to `MAX_PHOTOS` photos, evenly spaced in `inputs`, each with all its boxes.
+
+    The caption of a photo's only crop is its title. If there are several crops, they are numbered, and up to
+    `MAX_LINES` captions are below the photo, those of mistakes first.
 
     Args:
         path: PNG file.
@@ -39,9 +44,11 @@ def save_gallery(
         photos.setdefault(image, []).append(i)
     positions = np.linspace(0, len(photos) - 1, min(MAX_PHOTOS, len(photos))).round().astype(int)
     chosen = [list(photos.values())[position] for position in positions]
-    columns = min(COLUMNS, len(chosen))
-    rows = math.ceil(len(chosen) / COLUMNS)
-    figure = Figure(figsize=(2.3 * columns, 2.6 * rows), layout="constrained")
+    lines = min(MAX_LINES + 1, max(map(len, chosen)))
+    columns, width, height = (COLUMNS, 2.3, 2.6) if lines == 1 else (WIDE_COLUMNS, 3.4, 3.6 + 0.14 * lines)
+    columns = min(columns, len(chosen))
+    rows = math.ceil(len(chosen) / columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -75,16 +82,25 @@ def _draw_photo(
     scale = SIDE / max(sides)
     left, top = ((SIDE - scale * side) / 2 for side in sides)
     axis.imshow(photo, extent=(0, SIDE, SIDE, 0))
-    for i in crops:
+    axis.set_anchor("N")  # captions are below
+    captions_below = []
+    for number, i in enumerate(crops, 1):
         color, box = {None: "tab:blue", True: "tab:green", False: "tab:red"}[correct[i]], inputs.boxes[i]
+        captions_below.append((correct[i] is not False, f"{number}: {captions[i]}", color))
         if box is not None and box_problem(box, *sides) is None:
             x, y, width, height = (scale * v for v in box)
             frame = Rectangle((left + x, top + y), width, height, fill=False, edgecolor=color, linewidth=2)
             axis.add_patch(frame)
             if len(crops) > 1:
-                text = axis.text(left + x, top + y, captions[i], fontsize=7, color="white", va="bottom", clip_on=True)
-                text.set_backgroundcolor(color)
-                text.set_in_layout(False)
+                background = {"facecolor": color, "edgecolor": "none", "pad": 1}
+                axis.text(left + x, top + y, str(number), fontsize=6, color="white", va="top", bbox=background)
     if len(crops) == 1:
         axis.set_title(textwrap.fill(captions[crops[0]], 30, replace_whitespace=False), color=color, fontsize=9)
+    else:
+        captions_below.sort(key=lambda caption: caption[0])  # mistakes first
+        if len(crops) > MAX_LINES:
+            captions_below[MAX_LINES:] = [(True, f"and {len(crops) - MAX_LINES} more", "black")]
+        for line, (_, text, color) in enumerate(captions_below):
+            text, place = textwrap.shorten(text, 58, placeholder="..."), (0, -5 - 9 * line)
+            axis.annotate(text, (0, SIDE - top), place, textcoords="offset points", va="top", color=color, fontsize=7)
     axis.set(xlim=(0, SIDE), ylim=(SIDE, 0))

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from common.config import InputError
-from common.data.annotations import read_annotations
-from common.data.image_folder import IMAGE_SUFFIXES, count_and_names, csv_lines, is_image, list_files
+from common.data.annotations.coco import read_image_names
+from common.data.annotations.layouts import read_annotations
+from common.data.image_folder import count_and_names, csv_lines, list_files
 from common.data.sources import VAL_NAMES, check_images, clean_categories, is_hub_id, read_splits
-from common.data.table import Table, read_file
+from common.data.table import IMAGE_SUFFIXES, Table, is_image, read_file
 
 MAX_CROPS = 64  # of a photo that are made together; for more, it is decoded again
 
@@ -102,7 +103,8 @@ def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = ""
         boxes_of = {name: [_parse_box(bbox.split(","), "--bbox")] for name in files}
     detections = None
     if boxes.lower().endswith(".json"):
-        detections, boxes_of = _read_detections(Path(boxes), list(files))
+        ids = read_image_names(Path(source), list_files(source)[0]) if folder else {}
+        detections, boxes_of = _read_detections(Path(boxes), list(files), ids)
     elif boxes:
         boxes_of |= _read_boxes(Path(boxes), list(files))
     crops = [(i, name, box) for i, (name, image_boxes) in enumerate(boxes_of.items()) for box in image_boxes]
@@ -210,11 +212,12 @@ def _read_boxes(path: Path, names: list[str]) -> dict[str, list[list[float]]]:
     return boxes
 
 
-def _read_detections(path: Path, names: list[str]) -> tuple[Detections, dict[str, list]]:
+def _read_detections(path: Path, names: list[str], file_of: dict[str, str]) -> tuple[Detections, dict[str, list]]:
     """The objects in the JSON file `path`, and the boxes of each image in the same order as the objects of the result.
 
-    An image is named by file_name, or by image_id: the id of an image in the same file or, if it has no images, the
-    name of an image file or its stem, with or without leading zeros.
+    An image is named by file_name, or by image_id: the id of an image in the same file or, if it has no images, in the
+    COCO files of the folder of images, which is in `file_of`; otherwise the name of an image file or its stem, with or
+    without leading zeros.
     """
     content = read_file(str(path))
     if isinstance(content, str):
@@ -224,13 +227,16 @@ def _read_detections(path: Path, names: list[str]) -> tuple[Detections, dict[str
     except (ValueError, RecursionError) as error:
         raise InputError(f"--boxes {path} is not valid JSON: {error}.") from error
     objects = value.get("annotations") if isinstance(value, dict) else value
-    if not isinstance(objects, list) or not objects or not all(isinstance(item, dict) for item in objects):
+    if objects == []:
+        raise InputError(f"--boxes {path} has no objects: there is nothing to classify.")
+    if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
         raise InputError(
             f"--boxes {path} must be a list of objects with bbox and image_id or file_name, as in COCO results, or a "
             "COCO file with images and annotations."
         )
     images = value.get("images") if isinstance(value, dict) else None
-    file_of = {str(i.get("id")): i.get("file_name") for i in images or [] if isinstance(i, dict)}
+    if images:
+        file_of = {str(image.get("id")): str(image.get("file_name")) for image in images if isinstance(image, dict)}
     keys = [
         {os.path.normpath(name): name for name in names},
         *(_unique(names, key) for key in (os.path.basename, _stem, lambda name: _stem(name).lstrip("0") or "0")),
@@ -245,7 +251,7 @@ def _read_detections(path: Path, names: list[str]) -> tuple[Detections, dict[str
             shown = "no image_id and no file_name" if wanted is None else f"the image {str(wanted)[:60]!r}"
             raise InputError(
                 f"--boxes {path}, object {number} has {shown}, which is none of the images such as {names[0]}. Add "
-                "file_name to each object, or use a COCO file that also has images."
+                "file_name to each object, or put the COCO file with these images into their folder."
             )
         numbers.setdefault(name, []).append(number)
     boxes = {name: [_detected_box(objects[i], i, path) for i in of_image] for name, of_image in numbers.items()}
@@ -271,7 +277,7 @@ def _parse_box(values: list[str], location: str) -> list[float]:
     """Four finite floats. `location` begins the error message."""
     try:
         box = [float(value) for value in values]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         box = []
     if len(box) != 4 or not all(map(math.isfinite, box)):
         raise InputError(

@@ -1,0 +1,28 @@
+"""Tables from folders of photos with annotations, whose layout is recognised by the files in the folder."""
+
+from pathlib import Path
+
+from common.data.annotations.coco import read_coco
+from common.data.annotations.metadata import read_metadata
+from common.data.annotations.photos import AnnotatedPhotos
+from common.data.annotations.voc import read_voc
+from common.data.annotations.yolo import read_yolo
+from common.data.table import Table
+
+
+def read_annotations(folder: Path, files: list[str], skipped: list[str]) -> dict[str, Table]:
+    """A table for each split of a folder of photos with annotations, one row for each object; {} if it has none.
+
+    Args:
+        folder: the folder.
+        files, skipped: its files, from `common.data.image_folder.list_files`.
+
+    Raises:
+        InputError: annotations cannot be read, contradict each other, or fit none of the photos.
+    """
+    for read in (read_coco, read_yolo, read_voc, read_metadata):
+        photos = AnnotatedPhotos(folder, files)
+        read(photos)
+        if photos.splits:
+            return photos.tables(skipped)
+    return {}
