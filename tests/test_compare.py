@@ -683,7 +683,7 @@ def test_a_confident_mistake_of_all_runs_may_be_a_wrong_label(write_run):
     """All runs predict that row 7, a sofa, is a bed; for row 8, only one run does."""
     runs = [write_run("train_custom_cnn", f"--seed {seed}", wrong_in([7, 8][: 2 - seed])) for seed in (0, 1)]
     (row,) = label_candidates(scored(*runs))
-    assert row == {"image_id": "0007", "label": "sofa", "predicted": "bed", "weight": pytest.approx(0.9)}
+    assert row == {"row": 7, "image_id": "0007", "label": "sofa", "predicted": "bed", "weight": pytest.approx(0.9)}
 
 
 def test_scores_of_a_class(write_run):
