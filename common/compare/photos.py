@@ -18,7 +18,7 @@ from common.data.pixels import crop_with, open_image
 MAX_PHOTOS = 500
 SIDE = 192  # longer side in pixels
 MAX_BYTES = 3_300_000  # of all photos together; a third more as data: URLs
-QUALITIES = (80, 60, 40, 20, 0)  # of WebP; the first with which the photos have at most MAX_BYTES
+QUALITIES = (80, 40, 0)  # of WebP; the first with which the photos have at most MAX_BYTES
 
 
 @dataclass(frozen=True)
