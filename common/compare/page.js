@@ -45,7 +45,8 @@ function openGallery(host, title, photos, total, opener) {
   host.onkeydown = (event) => {
     if (event.key === "Escape") hide();
   };
-  host.replaceChildren(heading, element("p", {}, shownOf(photos.length, total)), photoList(photos), close);
+  const head = element("div", { className: "gallery-head" }, heading, close);
+  host.replaceChildren(head, element("p", {}, shownOf(photos.length, total)), photoList(photos));
   host.hidden = false;
   heading.focus();
 }
@@ -166,11 +167,11 @@ drawMatrix();
 for (const details of document.querySelectorAll("details.change")) {
   details.addEventListener("toggle", () => {
     const question = data.questions[details.dataset.question];
-    const [before, after] = [data.experiments[question.before], data.experiments[question.after]];
+    const experiments = question.experiments.map((number) => data.experiments[number]);
+    const texts = (i) => experiments.map((experiment, k) => `${question.names[k]}: ${answer(experiment, i)}`);
     for (const host of details.querySelectorAll(".photos-of")) {
       const rows = question[host.dataset.kind];
       const note = element("p", {}, shownOf(rows.length, Number(host.dataset.count)));
-      const texts = (i) => [`before: ${answer(before, i)}`, `after: ${answer(after, i)}`];
       host.replaceChildren(note, photoList(rows.map((i) => [i, ...texts(i)])));
     }
   }, { once: true });

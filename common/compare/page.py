@@ -134,8 +134,8 @@ def page_content(
             ],
             "questions": [
                 {
-                    "before": scored_experiments.index(question.a),
-                    "after": scored_experiments.index(question.b),
+                    "experiments": [scored_experiments.index(question.a), scored_experiments.index(question.b)],
+                    "names": short_names(question),
                     "fixed": [position[row] for row in fixed if row in position],
                     "broken": [position[row] for row in broken if row in position],
                 }
@@ -325,6 +325,12 @@ def confusion_matrices(scored_experiments: Sequence[ScoredExperiment]) -> tuple[
     return classes, shown.tolist(), matrices
 
 
+def short_names(question: Question) -> list[str]:
+    """What distinguishes the two experiments of a question: their variants or their models."""
+    a, b = question.a.experiment, question.b.experiment
+    return [a.variant, b.variant] if a.model == b.model else [a.model, b.model]
+
+
 def changed_rows(question: Question) -> tuple[list[int], list[int], np.ndarray]:
     """The rows that a change fixed and those that it broke, the clearest first; and the change of each row, (N,).
 
@@ -344,6 +350,6 @@ def class_examples(scored: ScoredExperiment, rows: Sequence[int]) -> list[list[i
     for name in sorted(set(scored.labels)):
         of_class = np.flatnonzero(labels == name)
         of_class = of_class[np.argsort(right[of_class], kind="stable")]
-        places = np.unique(np.linspace(0, len(of_class) - 1, 3).round().astype(int)) if len(of_class) else []
-        examples.append([int(of_class[place]) for place in places])
+        places = np.unique(np.linspace(0, len(of_class) - 1, 3).round().astype(int))[: len(of_class)]
+        examples.append(of_class[places].tolist())
     return examples

@@ -106,10 +106,8 @@ def label_candidates(scored_experiments: Sequence[ScoredExperiment], limit: int 
             votes[prediction] += probability / len(predictions)
         predicted, weight = votes.most_common(1)[0]
         if predicted != label and weight > 0.5:
-            weight = float(weight)
-            candidates.append(
-                {"row": i, "image_id": ids["image_id"][i], "label": label, "predicted": predicted, "weight": weight}
-            )
+            row = {"row": i, "image_id": ids["image_id"][i], "label": label, "predicted": predicted}
+            candidates.append(row | {"weight": float(weight)})
     return sorted(candidates, key=lambda row: -row["weight"])[:limit]
 
 
