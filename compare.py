@@ -111,7 +111,7 @@ def main(argv=None):
     suspects = [candidate["row"] for candidate in comparison["label_candidates"]]
     photos = find_photos(scored_experiments, suspects, data=options.data, cache=options.cache)
     with atomic_path(out / "comparison.html") as partial:
-        page = page_content(scored_experiments, baselines, answers, comparison, photos)
+        page = page_content(scored_experiments, baselines, answers, comparison, photos, mistakes)
         partial.write_text(render(page), encoding="utf-8")
 
     sentences = [question.sentence for question in answers]

@@ -27,7 +27,7 @@ from common.compare.questions import ScoredExperiment, questions
 from common.data.crop import crop_image
 from common.finished_run import find_runs
 from common.metrics import METRICS
-from common.stats import format_score
+from common.stats import format_score, format_share
 from tests import helpers
 from tests.helpers import SAMPLE, read_json, read_predictions
 
@@ -359,32 +359,46 @@ def test_the_matrix_has_the_classes_with_most_errors(write_runs, tmp_path, monke
     assert "The matrix has the 3 of 6 classes with most errors." in compared(folder, tmp_path / "out").text
 
 
-# Places for more -----------------------------------------------------------------------------------------------------
+# Heat maps, and answering only some photos ----------------------------------------------------------------------------
+
+
+def test_confident_mistakes_have_a_photo_and_a_heat_map(out, page):
+    mistakes = read_json(out, "comparison.json")["mistakes"]["rows"]
+    section = page.text.rpartition("Confident mistakes The wrong predictions of")[2].partition("Calibration")[0]
+    assert len(mistakes) > 3
+    for mistake in mistakes:
+        words = f"predicted {mistake['prediction']} {mistake['probability']:.0%}"
+        words += f" {format_share(mistake['on_product'], 2)} of the heat on the product"
+        assert words in section and mistake["image_id"] in section
+    photo, heat = [decoded(url) for url in page.attribute("img", "src")][:2]
+    assert photo.size == heat.size == (32, 32)
+    assert (
+        difference_from_sample(photo, mistakes[0]["image_id"])
+        < 20
+        < difference_from_sample(heat, mistakes[0]["image_id"])
+    )
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_heat_maps_and_risk_are_shown_if_they_are_given(write_runs, tmp_path, given):
+def test_accuracy_by_share_answered_is_shown_if_it_is_in_the_json_file(write_runs, tmp_path, given):
     folder = write_runs(["a", "b"], 40)
     comparison = compare.main([str(folder), "--out", str(tmp_path / "out")])
     experiments = scored(folder)
-    more = {}
-    if given:
-        more["heat_maps"] = {3: (np.zeros((8, 8, 3), np.uint8), 0.25)}
-        more["risk_coverage"] = {"custom_cnn full": [(0.5, 0.9), (1.0, 0.7)]}
-    photos = Photos(list(range(40)), {}, "no data")
-    content = page_content(experiments, [], questions(experiments), comparison, photos, **more)
-    assert json.loads(json.dumps(content)) == json.loads(json.dumps(content, default=str)), "plain values"
+    for experiment in comparison["experiments"]:
+        experiment.pop("risk_coverage", None)
+        if given:
+            curve = {
+                "0.1": None,
+                "0.5": {"value": 0.9, "interval": [0.8, 1]},
+                "1": {"value": 0.7, "interval": [0.6, 0.8]},
+            }
+            experiment["risk_coverage"] = {"accuracy_of_answered": curve}
+    content = page_content(experiments, [], questions(experiments), comparison, Photos(list(range(40)), {}))
     (tmp_path / "page.html").write_text(render(content))
     page = Page(tmp_path / "page.html")
-    assert ("Where the model looks" in page.text) == ("Accuracy and share answered" in page.text) == given
-    assert (
-        ("0.25 on the product" in page.text)
-        == given
-        == any("50.00,10.00" in p for p in page.attribute("polyline", "points"))
-    )
-    if given:
-        (url,) = page.attribute("img", "src")
-        assert decoded(url).size == (8, 8)
+    curves = [points.split() for points in page.attribute("polyline", "points")]
+    assert ("Answering only the most certain photos" in page.text) == given
+    assert (["50.00,10.00", "100.00,30.00"] in curves) == given
 
 
 # Hostile names -------------------------------------------------------------------------------------------------------

@@ -15,8 +15,10 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
+from matplotlib import colormaps
 from PIL import Image
 
+from common.compare.heat_maps import HEAT_ALPHA, Mistake, heat_shares
 from common.compare.markdown import (
     CANDIDATES_TEXT,
     COMMANDS_TEXT,
@@ -26,6 +28,7 @@ from common.compare.markdown import (
     class_table,
     family_text,
     introduction,
+    mistakes_text,
     question_table,
     run_tables,
     with_interval,
@@ -48,17 +51,11 @@ def page_content(
     questions: Sequence[Question],
     comparison: dict,
     photos: Photos,
-    *,
-    heat_maps: Mapping[int, tuple[np.ndarray, float]] | None = None,
-    risk_coverage: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    mistakes: Sequence[Mistake] = (),
 ) -> dict[str, Any]:
     """Everything that the page shows, as plain texts, numbers and lists.
 
-    Args:
-        comparison: the content of comparison.json.
-        heat_maps: for confident mistakes, by row number: a picture (H, W, 3) uint8 of where the model looks, and the
-            share of it that lies on the product, in [0, 1].
-        risk_coverage: for each experiment, by name, points of the share of rows answered and their accuracy.
+    `comparison` is the content of comparison.json.
     """
     first, experiments = scored_experiments[0], comparison["experiments"]
     candidates, rows = comparison["label_candidates"], photos.rows
@@ -69,7 +66,7 @@ def page_content(
     classes, in_matrix, matrices = confusion_matrices(scored_experiments)
     changes = [changed_rows(question) for question in questions]
     settings, differing = run_tables(experiments)
-    maps = data_urls({row: Image.fromarray(picture) for row, (picture, _) in (heat_maps or {}).items()})
+    pictures = data_urls(dict(enumerate(picture for mistake in mistakes for picture in draw_mistake(mistake))))
     content = {
         "introduction": introduction(first),
         "sentences": [{"text": question.sentence, "decided": question.decided} for question in questions],
@@ -111,11 +108,23 @@ def page_content(
             "table": calibration_table(experiments),
             "diagrams": [reliability(scored) for scored in scored_experiments],
         },
-        "heat_maps": [
-            {"url": maps[row], "label": labels[row], "share": format_share(share, 2)}
-            for row, (_, share) in (heat_maps or {}).items()
+        "mistakes": [
+            {
+                "picture": pictures[2 * i],
+                "heat": pictures[2 * i + 1],
+                "label": mistake.label,
+                "predicted": f"{mistake.prediction} {mistake.probability:.0%}",
+                "shares": heat_shares(mistake),
+                "image_id": mistake.image_id,
+            }
+            for i, mistake in enumerate(mistakes)
         ],
-        "risk_coverage": [{"name": name, "points": to_svg(points)} for name, points in (risk_coverage or {}).items()],
+        "mistakes_text": mistakes_text(comparison) if mistakes else "",
+        "risk_coverage": [
+            {"name": experiment["name"], "points": to_svg(answered)}
+            for experiment in experiments
+            if (answered := accuracy_of_answered(experiment))
+        ],
         "settings": settings,
         "commands": differing,
         "commands_text": COMMANDS_TEXT,
@@ -286,6 +295,20 @@ def reliability(scored: ScoredExperiment) -> dict:
         for i, (x, y) in zip(filled, points, strict=True)
     ]
     return {"name": scored.name, "points": to_svg(points), "bars": bars, "rows": rows}
+
+
+def accuracy_of_answered(experiment: dict) -> list[tuple[float, float]]:
+    """Shares of the rows that are answered, and their accuracy, of an entry of comparison.json, if it has them."""
+    curve = experiment.get("risk_coverage", {}).get("accuracy_of_answered", {})
+    return [(float(share), score["value"]) for share, score in curve.items() if score]
+
+
+def draw_mistake(mistake: Mistake) -> tuple[Image.Image, Image.Image]:
+    """The image of a wrong prediction, and the same darker where its heat is low."""
+    pixels = mistake.pixels.transpose(1, 2, 0)
+    heat = colormaps["inferno"](mistake.heat / (mistake.heat.max() or 1), bytes=True)[..., :3]
+    image = Image.fromarray(pixels)
+    return image, Image.blend(image, Image.fromarray(heat), HEAT_ALPHA)
 
 
 def to_svg(points: Sequence[tuple[float, float]]) -> list[tuple[str, str]]:
