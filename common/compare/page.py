@@ -33,7 +33,7 @@ from common.compare.markdown import (
     run_tables,
     with_interval,
 )
-from common.compare.photos import Photos, data_urls
+from common.compare.photos import SIDE, Photos, data_urls
 from common.compare.questions import Question, ScoredExperiment
 from common.config import printable
 from common.figures import confusion_counts
@@ -60,10 +60,8 @@ def page_content(
     first, experiments = scored_experiments[0], comparison["experiments"]
     candidates, rows = comparison["label_candidates"], photos.rows
     position = {row: i for i, row in enumerate(rows)}
-    labels, image_ids = first.labels.tolist(), first.experiment.ids["image_id"].tolist()
     best, best_title, confused = best_experiment(experiments)
     best_number = experiments.index(best)
-    classes, in_matrix, matrices = confusion_matrices(scored_experiments)
     changes = [changed_rows(question) for question in questions]
     settings, differing = run_tables(experiments)
     pictures = data_urls(dict(enumerate(picture for mistake in mistakes for picture in draw_mistake(mistake))))
@@ -79,7 +77,6 @@ def page_content(
         "family": family_text(questions) if questions else "",
         "experiments": [experiment["name"] for experiment in experiments],
         "best": best_number,
-        "matrix": {"classes": len(in_matrix), "of": len(classes)},
         "changes": [
             {
                 "title": question.title,
@@ -88,7 +85,7 @@ def page_content(
                 "after": question.b.name,
                 "fixed": len(fixed),
                 "broken": len(broken),
-                "less": int(((change != 0) & (np.abs(change) < CHANGED)).sum()),
+                "less": int((change != 0).sum()) - len(fixed) - len(broken),
             }
             for question, (fixed, broken, change) in zip(questions, changes, strict=True)
         ],
@@ -128,31 +125,45 @@ def page_content(
         "settings": settings,
         "commands": differing,
         "commands_text": COMMANDS_TEXT,
-        "data": {  # for page.js; rows are named by their position among those shown
-            "classes": classes,
-            "matrix": in_matrix,
-            "rows": [[image_ids[row], classes.index(labels[row])] for row in rows],
-            "photos": [photos.urls.get(row, "") for row in rows],
-            "experiments": [
-                {
-                    "name": scored.name,
-                    "predictions": np.searchsorted(classes, scored.predictions[:, rows]).tolist(),
-                    "cells": cells,
-                }
-                for scored, cells in zip(scored_experiments, matrices, strict=True)
-            ],
-            "questions": [
-                {
-                    "experiments": [scored_experiments.index(question.a), scored_experiments.index(question.b)],
-                    "names": short_names(question),
-                    "fixed": [position[row] for row in fixed if row in position],
-                    "broken": [position[row] for row in broken if row in position],
-                }
-                for question, (fixed, broken, _) in zip(questions, changes, strict=True)
-            ],
-        },
+        "data": script_data(scored_experiments, questions, photos),
     }
     return _printable(content)
+
+
+def script_data(
+    scored_experiments: Sequence[ScoredExperiment], questions: Sequence[Question], photos: Photos
+) -> dict[str, Any]:
+    """What page.js needs, in short: rows are named by their position among those shown, classes by their number."""
+    first, rows = scored_experiments[0], photos.rows
+    position = {row: i for i, row in enumerate(rows)}
+    labels, image_ids = first.labels.tolist(), first.experiment.ids["image_id"].tolist()
+    classes, in_matrix, matrices = confusion_matrices(scored_experiments)
+    compared = []
+    for question in questions:
+        fixed, broken, _ = changed_rows(question)
+        compared.append(
+            {
+                "experiments": [scored_experiments.index(question.a), scored_experiments.index(question.b)],
+                "names": short_names(question),
+                "fixed": [position[row] for row in fixed if row in position],
+                "broken": [position[row] for row in broken if row in position],
+            }
+        )
+    return {
+        "classes": classes,
+        "matrix": in_matrix,
+        "rows": [[image_ids[row], classes.index(labels[row])] for row in rows],
+        "photos": [photos.urls.get(row, "") for row in rows],
+        "experiments": [
+            {
+                "name": scored.name,
+                "predictions": np.searchsorted(classes, scored.predictions[:, rows]).tolist(),
+                "cells": cells,
+            }
+            for scored, cells in zip(scored_experiments, matrices, strict=True)
+        ],
+        "questions": compared,
+    }
 
 
 def render(content: dict[str, Any]) -> str:
@@ -304,11 +315,14 @@ def accuracy_of_answered(experiment: dict) -> list[tuple[float, float]]:
 
 
 def draw_mistake(mistake: Mistake) -> tuple[Image.Image, Image.Image]:
-    """The image of a wrong prediction, and the same darker where its heat is low."""
+    """The image of a wrong prediction, and the same darker where its heat is low; at most as large as a photo."""
     pixels = mistake.pixels.transpose(1, 2, 0)
     heat = colormaps["inferno"](mistake.heat / (mistake.heat.max() or 1), bytes=True)[..., :3]
     image = Image.fromarray(pixels)
-    return image, Image.blend(image, Image.fromarray(heat), HEAT_ALPHA)
+    overlay = Image.blend(image, Image.fromarray(heat), HEAT_ALPHA)
+    for picture in (image, overlay):
+        picture.thumbnail((SIDE, SIDE))
+    return image, overlay
 
 
 def to_svg(points: Sequence[tuple[float, float]]) -> list[tuple[str, str]]:
