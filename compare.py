@@ -6,8 +6,8 @@ python compare.py runs/study --ask crop models         # fewer questions, which 
 python compare.py runs/a owner/name                   # with a run on the Hub
 python compare.py --shortcuts runs/a                  # does a model rely on the background?
 
-Runs that differ only in the seed form one experiment. Writes comparison.md, comparison.json and figures to the folder
-given by --out.
+Runs that differ only in the seed form one experiment. Writes comparison.html (to explore in a browser), comparison.md,
+comparison.json and figures to the folder given by --out.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from common.config import InputError, printable, run
 
 QUESTIONS = ("crop", "augment", "strong", "models")  # what the variants add, and which model is better
 FILES = (
-    "comparison.json", "comparison.md", "experiments.png", "differences.png", "reliability.png", "confusion.png",
-    "heat.png",
+    "comparison.json", "comparison.md", "comparison.html", "experiments.png", "differences.png", "reliability.png",
+    "confusion.png", "heat.png",
 )  # fmt: skip
 
 
@@ -50,6 +50,8 @@ def main(argv=None):
     from common.compare.experiments import code_notes, comparable, fold_notes, group_runs
     from common.compare.heat_maps import confident_mistakes
     from common.compare.markdown import markdown, short_table
+    from common.compare.page import page_content, render
+    from common.compare.photos import find_photos
     from common.compare.questions import ScoredExperiment, family_notes, questions
     from common.compare.shortcuts import check_shortcuts
     from common.compare.summary import experiment_summary, label_candidates, seed_and_leakage_notes
@@ -107,11 +109,16 @@ def main(argv=None):
         save_figure(out / "differences.png", figures.forest(answers))
     with atomic_path(out / "comparison.md") as partial:
         partial.write_text(markdown(scored_experiments, baselines, answers, comparison), encoding="utf-8")
+    suspects = [candidate["row"] for candidate in comparison["label_candidates"]]
+    photos = find_photos(scored_experiments, suspects, data=options.data, cache=options.cache)
+    with atomic_path(out / "comparison.html") as partial:
+        page = page_content(scored_experiments, baselines, answers, comparison, photos, mistakes)
+        partial.write_text(render(page), encoding="utf-8")
 
     sentences = [question.sentence for question in answers]
     print(*short_table(scored_experiments, baselines), "", sep="\n")
     print(*map(printable, [*sentences, *comparison["notes"]]), sep="\n")
-    print(f"\nwritten: {printable(str(out))}/comparison.md, comparison.json and figures")
+    print(f"\nwritten: {printable(str(out))}/comparison.html, comparison.md, comparison.json and figures")
     return comparison
 
 

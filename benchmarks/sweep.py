@@ -27,7 +27,7 @@ from common.compare.questions import ScoredExperiment, ask, correct
 from common.config import DataConfig, run
 from common.data.dataset import load_splits
 from common.data.sources import clean_categories, load_tables
-from common.files import atomic_path
+from common.files import atomic_path, markdown_table
 from common.finished_run import read_run
 from common.run_folder import data_fingerprint
 
@@ -75,7 +75,7 @@ def results(trials: dict[str, ScoredExperiment]) -> str:
     """Two tables: the scores of the trials, the most accurate first, and the difference of each from the base."""
     questions = correct([ask("model", trials["base"], trial) for name, trial in trials.items() if name != "base"])
     ranked = sorted(trials.values(), key=lambda trial: -trial.estimates["accuracy"].value)
-    return "\n".join([*score_table(ranked, []), "", *question_table(questions)]) + "\n"
+    return "\n".join([*score_table(ranked, []), "", *markdown_table(*question_table(questions))]) + "\n"
 
 
 def main(argv=None):

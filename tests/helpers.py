@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from torchvision.models._api import register_model
 import common.train
 from common.config import TrainConfig, parse, run
 from common.data.dataset import ClassificationDataset
+from common.metrics import scores_of_predictions
+from common.run_folder import IDS, PREDICTED
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -156,6 +159,40 @@ def signal_at(step: int, number: int, train_step: Callable = common.train.train_
         return train_step(*args)
 
     return step_with_signal
+
+
+def write_run(
+    folder: Path,
+    script: str,
+    options: str,
+    predictions: Sequence[str],
+    labels: Sequence[str],
+    products: Sequence[str],
+    *,
+    classes: Sequence[str],
+    shared: Collection[str] = (),
+    photos: Iterable[int] | None = None,
+) -> None:
+    """Writes a run folder with the given predictions, in the format of a training script; its data is missing.
+
+    `shared` are products that are also in train, and `photos` the numbers of the photos.
+    """
+    folder.mkdir(parents=True)
+    config = config_of(script, ["--data", "missing", *options.split()])
+    run = {"script": script, "config": asdict(config), "classes": classes, "data_fingerprint": "x"}
+    run |= {"parameters": 1000, "seconds": 12.0, "images_per_second": 100.0, "rows": {"val": len(labels)}}
+    both = {"train": 90, "val": 60, "both": len(shared), "val_rows": 0, "shared": sorted(shared)}
+    report = {"majority": classes[:2][-1], "products": both}
+    metrics = scores_of_predictions(np.array(labels), np.array(predictions)) | {"n": len(labels), "loss": 0.5}
+    contents = {"run": run, "data_report": report, "metrics": metrics, "labels": classes}
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    with open(folder / "predictions.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*IDS, *PREDICTED])
+        photos = photos or range(len(labels))
+        for photo, label, product, prediction in zip(photos, labels, products, predictions, strict=True):
+            writer.writerow([f"{photo:04}", product, "", label, prediction, 0.9, 0.5])
 
 
 # Other processes -----------------------------------------------------------------------------------------------------

@@ -1,12 +1,11 @@
 """Comparisons of synthetic runs with known answers, and of real runs."""
 
-import csv
 import json
 import re
 import shutil
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +20,6 @@ from sklearn.linear_model import LogisticRegression
 
 import compare
 import predict
-import train_custom_cnn
-import train_custom_vit
 from common.compare import baselines as baselines_module
 from common.compare import figures as compare_figures
 from common.compare.baselines import describe_pixels, find_baselines
@@ -46,19 +43,17 @@ from common.compare.summary import (
     per_class,
     seed_and_leakage_notes,
 )
-from common.config import IMAGENET, InputError, parse
+from common.config import IMAGENET, InputError
 from common.data.crop import PAD_COLOR
 from common.data.pixels import normalize
 from common.data.splits import connected_groups
 from common.figures import confusion_counts, confusion_side, draw_confusion, save_figure
 from common.finished_run import find_runs, read_run
-from common.metrics import METRICS, calibration_error, scores_of_predictions
-from common.run_folder import IDS, PREDICTED
+from common.metrics import METRICS, calibration_error
 from tests import helpers
 from tests.helpers import SAMPLE, edit_json, read_json
 
 CLASSES = ["bed", "chair", "desk", "sofa"]
-CONFIGS = {"train_custom_cnn": train_custom_cnn.Config, "train_custom_vit": train_custom_vit.Config}
 LABELS = [CLASSES[i % 4] for i in range(120)]
 PRODUCTS = [f"p{i // 2}" for i in range(120)]  # two photos of each
 
@@ -72,24 +67,9 @@ def wrong_in(wrong):
 def write_run(tmp_path):
     """A function that writes a run folder with the given predictions, in the format of a training script."""
 
-    def write(script, options, predictions, labels=LABELS, products=PRODUCTS, shared=(), photos=None):
-        config = parse(CONFIGS[script], ["--data", "missing", *options.split()])
+    def write(script, options, predictions, labels=LABELS, products=PRODUCTS, **values):
         folder = tmp_path / "runs" / f"{script}-{'-'.join(options.split()) or 'full'}".replace("/", "_")
-        folder.mkdir(parents=True)
-        run = {"script": script, "config": asdict(config), "classes": CLASSES, "data_fingerprint": "x"}
-        run |= {"parameters": 1000, "seconds": 12.0, "images_per_second": 100.0, "rows": {"val": len(labels)}}
-        both = {"train": 90, "val": 60, "both": len(shared), "val_rows": 0, "shared": sorted(shared)}
-        report = {"majority": "chair", "products": both}
-        metrics = scores_of_predictions(np.array(labels), np.array(predictions)) | {"n": len(labels), "loss": 0.5}
-        contents = {"run": run, "data_report": report, "metrics": metrics, "labels": CLASSES}
-        for name, content in contents.items():
-            (folder / f"{name}.json").write_text(json.dumps(content))
-        with open(folder / "predictions.csv", "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*IDS, *PREDICTED])
-            photos = photos or range(len(labels))
-            for photo, label, product, prediction in zip(photos, labels, products, predictions, strict=True):
-                writer.writerow([f"{photo:04}", product, "", label, prediction, 0.9, 0.5])
+        helpers.write_run(folder, script, options, predictions, labels, products, classes=CLASSES, **values)
         return folder
 
     return write
@@ -683,7 +663,7 @@ def test_a_confident_mistake_of_all_runs_may_be_a_wrong_label(write_run):
     """All runs predict that row 7, a sofa, is a bed; for row 8, only one run does."""
     runs = [write_run("train_custom_cnn", f"--seed {seed}", wrong_in([7, 8][: 2 - seed])) for seed in (0, 1)]
     (row,) = label_candidates(scored(*runs))
-    assert row == {"image_id": "0007", "label": "sofa", "predicted": "bed", "weight": pytest.approx(0.9)}
+    assert row == {"row": 7, "image_id": "0007", "label": "sofa", "predicted": "bed", "weight": pytest.approx(0.9)}
 
 
 def test_scores_of_a_class(write_run):

@@ -14,14 +14,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from common.compare.experiments import Experiment, join_folds, split_of
+from common.compare.experiments import Experiment, join_folds
 from common.compare.questions import ScoredExperiment
 from common.config import IMAGENET, InputError
 from common.data.dataset import ClassificationDataset
 from common.data.pixels import normalize
 from common.data.splits import Split
 from common.evaluate import EVAL_BATCH
-from common.finished_run import FinishedRun
 from common.pretrained import load_backbone, read_state_dict, weights_file
 
 BACKBONE = "resnet18"  # of torchvision
@@ -61,7 +60,7 @@ def find_baselines(experiments: Sequence[Experiment], **source: str) -> tuple[li
 
 def majority(experiment: Experiment) -> Experiment:
     """Predicts the most frequent train class for every val row of `experiment`."""
-    predictions = {split: run.report["majority"] for split, run in _run_of_split(experiment).items()}
+    predictions = {split: run.report["majority"] for split, run in experiment.run_of_split.items()}
     return _baseline("majority class", "", experiment, predictions)
 
 
@@ -74,7 +73,7 @@ def image_baselines(
         InputError: the data is missing or has changed since the runs were trained.
     """
     predictions: dict[str, dict[Split, np.ndarray]] = {name: {} for name in classifiers}
-    for split, run in _run_of_split(experiment).items():
+    for split, run in experiment.run_of_split.items():
         train, val = run.splits(**source)
         for name, classify in classifiers.items():
             predictions[name][split] = np.array(val.classes)[classify(train, val)]
@@ -139,11 +138,6 @@ class Features:
         return probe.fit(self.of(train), train.labels.numpy()).predict(self.of(val))
 
 
-def _run_of_split(experiment: Experiment) -> dict[Split, FinishedRun]:
-    """A run for each split that the runs of `experiment` validate on."""
-    return {split_of(run): run for run in experiment.runs}
-
-
 def _baseline(
     name: str, view: str, experiment: Experiment, predictions: Mapping[Split, str | np.ndarray]
 ) -> Experiment:
@@ -151,7 +145,7 @@ def _baseline(
 
     `predictions` has the predicted class of all val rows of a split, or of each.
     """
-    runs = _run_of_split(experiment)
+    runs = experiment.run_of_split
     partitions: dict[int, dict[Split, pd.DataFrame]] = {}
     for split, prediction in predictions.items():
         partitions.setdefault(split.partition, {})[split] = runs[split].rows.assign(prediction=prediction)

@@ -50,6 +50,11 @@ class Experiment:
             return np.arange(len(self.splits))
         return np.array([parse_split(row[0]).partition for row in self.splits])
 
+    @property
+    def run_of_split(self) -> dict[Split, FinishedRun]:
+        """A run for each split that the runs validate on."""
+        return {split_of(run): run for run in self.runs}
+
     def mean_of(self, name: str) -> float:
         """The mean over the runs of a number in run.json."""
         return float(np.mean([getattr(run.info, name) for run in self.runs]))

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.compare.heat_maps import Mistake, draw_heat
+from common.compare.heat_maps import Mistake, draw_heat, heat_shares
 from common.compare.questions import Question, ScoredExperiment
 from common.config import printable
 from common.figures import confusion_counts, confusion_side, draw_confusion
@@ -103,9 +103,7 @@ def heat(mistakes: Sequence[Mistake]) -> Figure:
         names = [shorten(printable(name), 24, placeholder=" ...") for name in (mistake.prediction, mistake.label)]
         above.set_title(f"{names[0]} {mistake.probability:.0%}\nlabel: {names[1]}", fontsize=9)
         draw_heat(below, mistake.pixels, mistake.heat)
-        if mistake.on_product is not None and mistake.area is not None:
-            shares = format_share(mistake.on_product, 2), format_share(mistake.area, 2)
-            below.set_title(f"{shares[0]} of the heat on the\nproduct ({shares[1]} of the image)", fontsize=9)
+        below.set_title(fill(heat_shares(mistake), 24), fontsize=9)
     return figure
 
 

@@ -19,10 +19,12 @@ from common.data.dataset import ClassificationDataset
 from common.data.masks import load_masks
 from common.data.pixels import normalize
 from common.finished_run import FinishedRun
+from common.stats import format_share
 
 SIDE = 0.2  # of the square, as a fraction of the image's
 PLACES = 9  # of the square in each direction: neighbours overlap by half
 MISTAKES = 6  # shown in a comparison
+HEAT_ALPHA = 0.6  # opacity of a heat map over its image
 
 
 @dataclass
@@ -82,10 +84,18 @@ def heat_maps(run: FinishedRun, split: ClassificationDataset) -> np.ndarray:
     return np.stack([heat_map(model, split.pixels[i], split.normalization, device) for i in progress])
 
 
+def heat_shares(mistake: Mistake) -> str:
+    """How much of the heat is on the product, in words; "" if it is not known."""
+    if mistake.on_product is None or mistake.area is None:
+        return ""
+    shares = format_share(mistake.on_product, 2), format_share(mistake.area, 2)
+    return f"{shares[0]} of the heat on the product ({shares[1]} of the image)"
+
+
 def draw_heat(axis: Axes, pixels: np.ndarray, heat: np.ndarray) -> None:
     """Draws an image (3, S, S) uint8, darker where its heat (S, S) is low."""
     axis.imshow(pixels.transpose(1, 2, 0))
-    axis.imshow(heat, cmap="inferno", alpha=0.6, vmin=0)
+    axis.imshow(heat, cmap="inferno", alpha=HEAT_ALPHA, vmin=0)
 
 
 def shares_on_product(heat: np.ndarray, masks: np.ndarray) -> np.ndarray:

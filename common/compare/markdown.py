@@ -1,4 +1,4 @@
-"""A comparison as Markdown text and tables, for comparison.md and the terminal."""
+"""A comparison as Markdown, and the texts and tables that comparison.md, comparison.html and the terminal share."""
 
 import re
 from collections.abc import Sequence
@@ -18,6 +18,16 @@ from common.stats import (
     rounded,
 )
 
+Table = tuple[list[str], list[list[str]]]  # a header and rows of plain texts
+CANDIDATES_TEXT = (
+    "Most runs predict the same class for these rows, and it is not the label. The weight is the share of runs that "
+    "predict this class, each weighted by its probability."
+)
+COMMANDS_TEXT = (
+    "The commands are those of each experiment's first run; comparison.json has the command and all options of each "
+    "run."
+)
+
 
 def markdown(
     scored_experiments: Sequence[ScoredExperiment],
@@ -26,16 +36,10 @@ def markdown(
     comparison: dict,
 ) -> str:
     """The text of comparison.md, which shows the figures beside it; `comparison` is the content of comparison.json."""
-    first = scored_experiments[0]
     experiments = comparison["experiments"]
-    images = f"{first.n} val images" + (f" of {first.products} products" if first.products else "")
-    without_id = int((first.experiment.ids["product_id"] == "").sum())
-    if without_id:
-        images += f" ({without_id} without a product id, each of which counts as a separate product)"
     sections = [
         "# Comparison",
-        f"{images}. Brackets contain 95 % confidence intervals, which account for "
-        "the choice of products and images and, for experiments with several seeds, for the choice of seeds.",
+        introduction(scored_experiments[0]),
         [f"- {markdown_text(text)}" for text in [*(question.sentence for question in questions), *comparison["notes"]]],
         "![Accuracy of each experiment](experiments.png)",
         score_table(scored_experiments, baselines),
@@ -44,30 +48,33 @@ def markdown(
         sections += [
             "## Differences",
             "![Differences with intervals](differences.png)",
-            question_table(questions),
+            markdown_table(*question_table(questions)),
             family_text(questions),
         ]
-    sections += ["## Classes", *class_sections(experiments), "![Confusion matrices](confusion.png)"]
-    sections += ["## Calibration", "![Reliability diagrams](reliability.png)", calibration_table(experiments)]
+    best, title, confused = best_experiment(experiments)
+    sections += ["## Classes", markdown_text(title), markdown_table(*class_table(best)), markdown_text(confused)]
+    sections += ["![Confusion matrices](confusion.png)", "## Calibration", "![Reliability diagrams](reliability.png)"]
+    sections += [markdown_table(*calibration_table(experiments))]
     if comparison["mistakes"]["rows"]:
-        sections += [
-            "## Confident mistakes",
-            f"The wrong predictions of {markdown_text(comparison['mistakes']['run'])} with the highest probabilities. "
-            "Below, bright parts are those that the prediction depends on: while a square at this place is painted "
-            "over, its log probability decreases most (occlusion: Zeiler and Fergus, 2014).",
-            "![Wrong predictions and what they depend on](heat.png)",
-        ]
-    candidates = comparison["label_candidates"]
-    if candidates:
-        rows = [[row["image_id"], row["label"], row["predicted"], f"{row['weight']:.2f}"] for row in candidates]
-        sections += [
-            "## Possible label errors",
-            "Most runs predict the same class for these rows, and it is not the label. The weight is the share of runs "
-            "that predict this class, each weighted by its probability.",
-            markdown_table(["image", "label", "predicted", "weight"], rows),
-        ]
-    sections += ["## Runs", *run_sections(experiments)]
+        sections += ["## Confident mistakes", markdown_text(mistakes_text(comparison))]
+        sections += ["![Wrong predictions and what they depend on](heat.png)"]
+    if candidates := comparison["label_candidates"]:
+        sections += ["## Possible label errors", CANDIDATES_TEXT, markdown_table(*candidate_table(candidates))]
+    shared, differing = run_tables(experiments)
+    sections += ["## Runs", markdown_table(*shared) if shared[1] else [], COMMANDS_TEXT, markdown_table(*differing)]
     return "\n\n".join(part if isinstance(part, str) else "\n".join(part) for part in sections if part) + "\n"
+
+
+def introduction(first: ScoredExperiment) -> str:
+    """What was validated on, and what brackets are; `first` is any experiment of the comparison."""
+    images = f"{first.n} val images" + (f" of {first.products} products" if first.products else "")
+    without_id = int((first.experiment.ids["product_id"] == "").sum())
+    if without_id:
+        images += f" ({without_id} without a product id, each of which counts as a separate product)"
+    return (
+        f"{images}. Brackets contain 95 % confidence intervals, which account for "
+        "the choice of products and images and, for experiments with several seeds, for the choice of seeds."
+    )
 
 
 def score_table(scored_experiments: Sequence[ScoredExperiment], baselines: Sequence[ScoredExperiment]) -> list[str]:
@@ -80,11 +87,11 @@ def score_table(scored_experiments: Sequence[ScoredExperiment], baselines: Seque
         if experiment.runs:
             seeds, parameters = str(len(scored.correct)), f"{experiment.mean_of('parameters'):,.0f}"
         sd = format_share(scored.correct.mean(1).std(ddof=1)) if len(scored.correct) > 1 else ""
-        cells = [_with_interval(scored.estimates[name]) for name in METRICS]
+        cells = [with_interval(scored.estimates[name]) for name in METRICS]
         rows.append([scored.name, seeds, *cells, sd, parameters])
         if scored.unseen:
             title = f"&nbsp; {scored.unseen.n} rows of products not in train"
-            accuracy = _with_interval(scored.unseen.estimates["accuracy"])
+            accuracy = with_interval(scored.unseen.estimates["accuracy"])
             rows.append([title, "", accuracy, *[""] * (len(header) - 3)])
     return markdown_table(header, rows)
 
@@ -93,22 +100,21 @@ def short_table(scored_experiments: Sequence[ScoredExperiment], baselines: Seque
     """For the terminal: accuracy, weighted F1, and the accuracy on products that are not in train."""
     rows = []
     for scored in [*scored_experiments, *baselines]:
-        accuracy, f1 = (_with_interval(scored.estimates[name]) for name in ("accuracy", "f1"))
-        unseen = _with_interval(scored.unseen.estimates["accuracy"]) if scored.unseen else ""
+        accuracy, f1 = (with_interval(scored.estimates[name]) for name in ("accuracy", "f1"))
+        unseen = with_interval(scored.unseen.estimates["accuracy"]) if scored.unseen else ""
         seeds = str(len(scored.correct)) if scored.experiment.runs else ""
         rows.append([scored.name, seeds, accuracy, f1, unseen])
     return terminal_table(["experiment", "seeds", "accuracy", "F1", "accuracy on unseen products"], rows)
 
 
-def question_table(questions: Sequence[Question]) -> list[str]:
+def question_table(questions: Sequence[Question]) -> Table:
     """The difference in accuracy of each question with its simultaneous and its own interval, and the p-values."""
     rows = []
     for question in questions:
         difference = format_difference(question.change.value, question.interval)
         p_values = format_p(question.corrected_p), format_p(question.p)
         rows.append([question.title, difference, format_points(question.interval_alone), *p_values])
-    header = ["question", "difference", "interval of the question alone", "p (corrected)", "p alone"]
-    return markdown_table(header, rows)
+    return ["question", "difference", "interval of the question alone", "p (corrected)", "p alone"], rows
 
 
 def family_text(questions: Sequence[Question]) -> str:
@@ -124,9 +130,8 @@ def family_text(questions: Sequence[Question]) -> str:
     )
 
 
-def class_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
-    """Scores per class of the most accurate experiment, the first of equals; with an interval for the recall
-    of classes with several products, and its most confused pairs.
+def best_experiment(experiments: Sequence[dict]) -> tuple[dict, str, str]:
+    """The most accurate experiment, the first of equals, with a title for it and its most confused pairs in words.
 
     `experiments` are the entries of comparison.json.
     """
@@ -136,27 +141,46 @@ def class_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
     title = f"{best['name']}, the most accurate experiment:" if len(experiments) > 1 else f"{best['name']}:"
     if equals:
         title = f"{best['name']}, which has the highest accuracy, as have {', '.join(equals)}:"
+    pairs = [f"{p['true']} predicted as {p['predicted']} ({p['rows']:.1f} rows)" for p in best["confused"]]
+    return best, title, f"Most confused: {'; '.join(pairs)}." if pairs else ""
+
+
+def class_table(experiment: dict) -> Table:
+    """Scores per class of an entry of comparison.json; with an interval for the recall of classes with several
+    products."""
     rows = []
-    for name, scores in best["classes"].items():
+    for name, scores in experiment["classes"].items():
         recall = format_share(scores["recall"], 2)
         if scores["interval"]:
             recall = format_score(scores["recall"], scores["interval"], digits=2)
         precision, f1 = format_share(scores["precision"], 2), format_share(scores["f1"], 2)
         rows.append([name, str(scores["rows"]), precision, recall, f1])
-    pairs = [f"{p['true']} predicted as {p['predicted']} ({p['rows']:.1f} rows)" for p in best["confused"]]
-    confused = f"Most confused: {'; '.join(pairs)}." if pairs else ""
-    scores = markdown_table(["class", "rows", "precision", "recall", "F1"], rows)
-    return [markdown_text(title), scores, markdown_text(confused)]
+    return ["class", "rows", "precision", "recall", "F1"], rows
 
 
-def calibration_table(experiments: Sequence[dict]) -> list[str]:
+def calibration_table(experiments: Sequence[dict]) -> Table:
     """Calibration error and log loss of each entry of comparison.json."""
     rows = [[e["name"], format_share(e["calibration_error"]), rounded(e["log_loss"], 3, 0)] for e in experiments]
-    return markdown_table(["experiment", "expected calibration error", "log loss (nats)"], rows)
+    return ["experiment", "expected calibration error", "log loss (nats)"], rows
 
 
-def run_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
-    """How the runs were made: what they have in common, and a table of what differs, with a command per experiment.
+def mistakes_text(comparison: dict) -> str:
+    """What the heat maps of comparison.json's mistakes show."""
+    return (
+        f"The wrong predictions of {comparison['mistakes']['run']} with the highest probabilities. Below, bright parts "
+        "are those that the prediction depends on: while a square at this place is painted over, its log probability "
+        "decreases most (occlusion: Zeiler and Fergus, 2014)."
+    )
+
+
+def candidate_table(candidates: Sequence[dict]) -> Table:
+    """The possible label errors, entries of comparison.json."""
+    rows = [[row["image_id"], row["label"], row["predicted"], f"{row['weight']:.2f}"] for row in candidates]
+    return ["image", "label", "predicted", "weight"], rows
+
+
+def run_tables(experiments: Sequence[dict]) -> tuple[Table, Table]:
+    """How the runs were made: what they have in common, and what differs, with a command per experiment.
 
     `experiments` are the entries of comparison.json, whose "runs" have all options, commands and versions.
     """
@@ -168,12 +192,7 @@ def run_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
         seeds = ", ".join(map(str, experiment["seeds"]))
         command = f"python {experiment['runs'][0]['command']}" if experiment["runs"][0]["command"] else "not recorded"
         rows.append([experiment["name"], seeds, *(values[name] for name in differ), command])
-    return [
-        markdown_table(["setting", "value in all runs"], shared) if shared else [],
-        "The commands are those of each experiment's first run; comparison.json has the command and all options of "
-        "each run.",
-        markdown_table(["experiment", "seeds", *differ, "command"], rows),
-    ]
+    return (["setting", "value in all runs"], shared), (["experiment", "seeds", *differ, "command"], rows)
 
 
 def _settings(runs: Sequence[dict]) -> dict[str, str]:
@@ -206,5 +225,6 @@ def _listed(values: list) -> str:
     return ", ".join(str(value) if value != "" else "none" for value in values)
 
 
-def _with_interval(score: Estimate) -> str:
+def with_interval(score: Estimate) -> str:
+    """A score with its 95 % interval, such as "0.672 [0.499, 0.808]"."""
     return format_score(score.value, score.score_interval())

@@ -93,6 +93,7 @@ def confused_pairs(scored: ScoredExperiment, limit: int = 5) -> list[dict]:
 def label_candidates(scored_experiments: Sequence[ScoredExperiment], limit: int = 10) -> list[dict]:
     """Val rows whose label may be wrong: most runs agree on another class, with high probability.
 
+    "row" is the number of the row among `Experiment.ids`, from 0.
     Each run votes for its predicted class with its probability, as in confident learning (Northcutt et al., 2021).
     """
     ids = scored_experiments[0].experiment.ids
@@ -105,9 +106,8 @@ def label_candidates(scored_experiments: Sequence[ScoredExperiment], limit: int 
             votes[prediction] += probability / len(predictions)
         predicted, weight = votes.most_common(1)[0]
         if predicted != label and weight > 0.5:
-            candidates.append(
-                {"image_id": ids["image_id"][i], "label": label, "predicted": predicted, "weight": float(weight)}
-            )
+            row = {"row": i, "image_id": ids["image_id"][i], "label": label, "predicted": predicted}
+            candidates.append(row | {"weight": float(weight)})
     return sorted(candidates, key=lambda row: -row["weight"])[:limit]
 
 
