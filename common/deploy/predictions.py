@@ -8,16 +8,28 @@ import numpy as np
 from scipy.special import softmax
 
 from common.config import printable
+from common.conformal import Calibration
 from common.deploy.inputs import Detections, Inputs
 from common.files import atomic_path, terminal_table, write_csv
 
 KEYS = ("image", "box", "category", "probability", "top", "label", "error")  # of a result
 BOX_COLUMNS = ("x", "y", "width", "height")
 COLUMNS = ("image", "category", "probability", "label", "error", *BOX_COLUMNS, "top")  # of a CSV file
+SET_KEYS = ("answer", "set")  # of a result and of a CSV file with --risk, after the others
+UNSURE = "unsure"  # the answer if the set does not have exactly one category
+MAX_NAMES = 3  # categories of a set in the table for the terminal
 
 
-def collect(inputs: Inputs, classes: list[str], logits: np.ndarray, reasons: list[str], *, top_k: int) -> list[dict]:
-    """One dict for each crop, with the `KEYS`.
+def collect(
+    inputs: Inputs,
+    classes: list[str],
+    logits: np.ndarray,
+    reasons: list[str],
+    *,
+    top_k: int,
+    calibration: Calibration | None = None,
+) -> list[dict]:
+    """One dict for each crop, with the `KEYS` and, with a calibration, the `SET_KEYS`.
 
     Args:
         inputs: N crops.
@@ -25,37 +37,43 @@ def collect(inputs: Inputs, classes: list[str], logits: np.ndarray, reasons: lis
         logits: (N, C).
         reasons: (N,) why the crop could not be classified, or "".
         top_k: number of [category, probability] pairs in top, best first.
+        calibration: decides which categories are in set, best first. The answer is the category of a set that has only
+            one, and else `UNSURE`.
 
     Returns:
-        N dicts of JSON values. Values of the box that are not finite are None. For failed crops, category and
-        probability are None, top is empty, and error is the reason.
+        N dicts of JSON values. Values of the box that are not finite are None. For failed crops, category, probability
+        and answer are None, top and set are empty, and error is the reason.
     """
     results = []
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    in_set = calibration.sets(probabilities) if calibration else None
     for i, reason in enumerate(reasons):
-        box, top = inputs.boxes[i], []
+        box, top, names = inputs.boxes[i], [], []
         finite: list | None = None if box is None else [value if _finite(value) else None for value in box]
         if not reason:
-            probabilities = softmax(logits[i].astype(np.float64))
-            best = np.argsort(-probabilities, kind="stable")[:top_k]
-            top = [[classes[k], float(probabilities[k])] for k in best]
-        results.append(
-            {
-                "image": inputs.names[i],
-                "box": finite,
-                "category": top[0][0] if top else None,
-                "probability": top[0][1] if top else None,
-                "top": top,
-                "label": inputs.labels[i],
-                "error": reason or None,
-            }
-        )
+            best = np.argsort(-probabilities[i], kind="stable")
+            top = [[classes[k], float(probabilities[i, k])] for k in best[:top_k]]
+            names = [classes[k] for k in best if in_set is not None and in_set[i, k]]
+        result = {
+            "image": inputs.names[i],
+            "box": finite,
+            "category": top[0][0] if top else None,
+            "probability": top[0][1] if top else None,
+            "top": top,
+            "label": inputs.labels[i],
+            "error": reason or None,
+        }
+        if in_set is not None:
+            answer = names[0] if len(names) == 1 else UNSURE
+            result |= {"answer": None if reason else answer, "set": names}
+        results.append(result)
     return results
 
 
 def write_predictions(path: Path, results: list[dict]) -> None:
     """Writes the results of `collect`, in the format that the suffix of `path` selects.
 
-    .jsonl: one dict per line. .csv: x, y, width and height are separate columns, and top is one string.
+    .jsonl: one dict per line. .csv: x, y, width and height are separate columns, and top and set are one string each.
     """
     if path.suffix == ".jsonl":
         with atomic_path(path) as partial:
@@ -66,7 +84,9 @@ def write_predictions(path: Path, results: list[dict]) -> None:
         box = dict(zip(BOX_COLUMNS, result["box"] or [None] * 4, strict=False))
         top = "; ".join(f"{name} {probability:.4f}" for name, probability in result["top"])
         cells = result | box | {"top": top}
-        rows.append({name: cells[name] for name in COLUMNS})
+        if "set" in result:
+            cells["set"] = "; ".join(result["set"])
+        rows.append({name: cells[name] for name in (*COLUMNS, *SET_KEYS) if name in cells})
     write_csv(path, rows)
 
 
@@ -74,7 +94,7 @@ def write_detections(path: Path, detections: Detections, results: list[dict]) ->
     """Writes the file of a detector again, with category and probability, or the error, added to each object."""
     objects = [dict(item) for item in detections.objects]
     for number, result in zip(detections.numbers, results, strict=True):
-        objects[number] |= {name: result[name] for name in ("category", "probability")}
+        objects[number] |= {name: result[name] for name in ("category", "probability", *SET_KEYS) if name in result}
         objects[number] |= {"error": result["error"]} if result["error"] else {}
     content = detections.content
     content = content | {"annotations": objects} if isinstance(content, dict) else objects
@@ -100,32 +120,59 @@ def has_predictions(path: Path) -> bool:
     with open(path, "rb") as file:
         line = file.readline(1_000_000)
     if path.suffix == ".csv":
-        return line.strip() == ",".join(COLUMNS).encode()
+        return line.strip().decode("utf-8", "replace").split(",") in ([*COLUMNS], [*COLUMNS, *SET_KEYS])
     try:
         result = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(result, dict) and tuple(result) == KEYS
+    return isinstance(result, dict) and tuple(result) in (KEYS, (*KEYS, *SET_KEYS))
 
 
 def text_table(results: list[dict]) -> list[str]:
     """The lines of a table for the terminal, one row per crop. Column p is the probability of the category."""
-    rows = []
+    header, rows = ["image", "box", "category", "p", "next", "label"], []
+    if any("set" in result for result in results):
+        header += SET_KEYS
     for result in results:
         box = ",".join(f"{v:g}" if isinstance(v, int | float) else str(v) for v in result["box"] or ())
         others = "; ".join(f"{name} {p:.2f}" for name, p in result["top"][1:])
         probability = f"{result['probability']:.2f}" if result["top"] else ""
         category, label = result["category"] or result["error"], result["label"] or ""
-        rows.append([result["image"], box, category, probability, others, label])
-    return terminal_table(["image", "box", "category", "p", "next", "label"], rows)
+        row = [result["image"], box, category, probability, others, label]
+        if "set" in result:
+            more = len(result["set"]) - MAX_NAMES
+            shown = "; ".join(result["set"][:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+            row += [result["answer"] or "", shown]
+        rows.append(row)
+    return terminal_table(header, rows)
+
+
+def answer_line(results: list[dict], scored: np.ndarray) -> str:
+    """How many crops of a table of results with the `SET_KEYS` were answered and, for those with a label that the
+    model knows, `scored` (N,) bool, how many of the answers are right.
+    """
+    classified = [result for result in results if not result["error"]]
+    answered = np.array([result["answer"] not in (None, UNSURE) for result in results])
+    right = sum(
+        result["answer"] == result["label"] for result, ok in zip(results, answered & scored, strict=True) if ok
+    )
+    of_labels = f" ({right} of {(answered & scored).sum()} with a label correctly)" if scored.any() else ""
+    empty = sum(not result["set"] for result in classified)
+    return (
+        f"answered {answered.sum()} of {len(classified)} crops{of_labels}; unsure about "
+        f"{len(classified) - answered.sum()}, of which {empty} may be none of the categories"
+    )
 
 
 def caption(result: dict, correct: bool | None) -> str:
-    """Caption of a crop in the gallery: category and probability, or the error; and the label if it differs."""
+    """Caption of a crop in the gallery: category and probability, after "unsure" if that is the answer, or the error;
+    and the label if it differs.
+    """
     if not result["top"]:
         return printable(result["error"])
+    unsure = f"{UNSURE}: " if result.get("answer") == UNSURE else ""
     label = f"\nlabel: {printable(result['label'])}" if correct is False else ""
-    return f"{printable(result['category'])} {result['probability']:.0%}" + label
+    return f"{unsure}{printable(result['category'])} {result['probability']:.0%}" + label
 
 
 def _finite(value) -> bool:

@@ -1,0 +1,92 @@
+"""Sets of categories that hold the right one with a chosen probability, also for new products.
+
+This is split conformal prediction (Papadopoulos et al., 2002; Vovk et al., 2005) for rows in clusters, such as photos
+of products: hierarchical conformal prediction (Dunn, Wasserman and Ramdas, 2022; Lee, Barber and Willett, 2023). A
+category is in the set of a photo if its probability is high enough (Sadinle, Lei and Wasserman, 2019).
+docs/statistics.md says what is guaranteed and what is not.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.config import InputError
+from common.data.splits import connected_groups
+from common.finished_run import FinishedRun
+
+ROUNDING = 1e-9  # of sums of weights
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which categories are possible for a photo, at a given risk."""
+
+    risk: float  # the largest probability that the set of a photo of a new product lacks the right category
+    least: float  # the probability that a category of a set has at least
+    rows: int  # that it was calibrated on
+    clusters: int  # of these rows: K products, or photos
+    unit: str  # what a cluster is: "product" or "photo"
+
+    def sets(self, probabilities: np.ndarray) -> np.ndarray:
+        """Which categories are in the set of each photo, (N, C) bool, for probabilities (N, C)."""
+        return probabilities.astype(np.float32) >= np.float32(self.least)  # in the precision of the run's file
+
+    @property
+    def promise(self) -> str:
+        """The guarantee in one sentence."""
+        return (
+            f"--risk {self.risk:g}, calibrated on {self.rows} val photos of {self.clusters} {self.unit}s: in at least "
+            f"{100 * (1 - self.risk):g} % of photos of new {self.unit}s like these, the set holds the right category, "
+            f"so at most {100 * self.risk:g} % get a wrong answer"
+        )
+
+
+def upper_bound(scores: np.ndarray, clusters: np.ndarray, risk: float) -> float:
+    """A value that a random score of a new cluster exceeds with a probability of at most `risk`.
+
+    It is the (1 - risk) quantile of the distribution in which each of K clusters has the weight 1 / (K + 1), shared by
+    its rows, and infinity has the remaining 1 / (K + 1): inf if `risk` is below that.
+
+    Args:
+        scores: (N,).
+        clusters: (N,) int, the cluster of each row.
+        risk: in (0, 1).
+    """
+    _, inverse, counts = np.unique(clusters, return_inverse=True, return_counts=True)
+    order = np.argsort(scores, kind="stable")
+    sums = np.cumsum(1 / counts[inverse[order]])  # of the weights, multiplied by K + 1
+    position = np.searchsorted(sums, (1 - risk) * (len(counts) + 1) - ROUNDING)
+    return float(scores[order[position]]) if position < len(scores) else math.inf
+
+
+def clusters_needed(risk: float) -> int:
+    """The smallest number of clusters for which `upper_bound` is finite."""
+    return math.ceil(1 / risk - 1 - ROUNDING)
+
+
+def calibrate(run: FinishedRun, risk: float) -> Calibration:
+    """The calibration on those val rows of a run whose products do not occur in train.
+
+    Rows that share a product or a photo form a cluster.
+
+    Raises:
+        InputError: the rows have too few clusters for this risk, or the run has no probabilities of all classes.
+    """
+    products = run.report["products"]
+    new = ~run.rows["product_id"].isin(products["shared"] if products else []).to_numpy()
+    unit = "product" if products and (run.rows["product_id"][new] != "").all() else "photo"
+    rows = run.rows[new]
+    clusters = connected_groups(rows["product_id"], rows["image_id"]) if new.any() else np.empty(0, int)
+    number = len(set(clusters.tolist()))
+    if number < clusters_needed(risk):
+        split = "product_id" if products else "image_id"
+        smallest = math.ceil(1e4 / (number + 1)) / 1e4
+        instead = f", or choose --risk {smallest:g} or more" if number else ""
+        raise InputError(
+            f"--risk {risk:g} needs at least {clusters_needed(risk)} {unit}s in val that are not in train, and "
+            f"{run.folder} has {number}: train with --split-by {split}{instead}."
+        )
+    labels = np.searchsorted(run.info.classes, rows["label"])
+    scores = -run.probabilities[new, labels]
+    return Calibration(risk, -upper_bound(scores, clusters, risk), len(rows), number, unit)
