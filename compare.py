@@ -16,7 +16,8 @@ from typing import Any
 from common.config import printable, run
 
 QUESTIONS = ("crop", "augment", "strong", "models")  # what the variants add, and which model is better
-FILES = ("comparison.json", "comparison.md", "experiments.png", "differences.png", "reliability.png", "confusion.png")
+FIGURES = ("experiments.png", "differences.png", "reliability.png", "risk_coverage.png", "confusion.png")
+FILES = ("comparison.json", "comparison.md", *FIGURES)
 
 
 def read_options(argv=None) -> argparse.Namespace:
@@ -86,6 +87,7 @@ def main(argv=None):
     write_json(out / "comparison.json", comparison)
     save_figure(out / "experiments.png", figures.bars(scored_experiments, baselines))
     save_figure(out / "reliability.png", figures.reliability(scored_experiments))
+    save_figure(out / "risk_coverage.png", figures.risk_coverage(scored_experiments))
     save_figure(out / "confusion.png", figures.confusions([*runner_up, best]))
     (out / "differences.png").unlink(missing_ok=True)  # from an earlier comparison
     if answers:

@@ -62,11 +62,14 @@ def write_train_split(data: str, folder: Path) -> None:
     write_rows(tables["train"].select([i for i, name in enumerate(names) if name in kept]), folder)
 
 
-def write_rows(rows: Table, folder: Path) -> None:
-    """Writes `rows` as a data set that has no val split, unless the folder holds one."""
+def write_rows(rows: Table, folder: Path, **replaced: list) -> None:
+    """Writes `rows`, with other values in the columns `replaced`, as a data set without a val split.
+
+    Does nothing if the folder holds one.
+    """
     if (folder / "train.parquet").exists():
         return
-    columns = pa.table({name: rows.column(name) for name in rows.columns})
+    columns = pa.table({name: rows.column(name) for name in rows.columns} | replaced)
     images = ({"bytes": image if isinstance(image, bytes) else None, "path": None} for image in rows.images())
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     schema = columns.schema.append(pa.field("image", kind))

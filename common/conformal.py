@@ -65,28 +65,37 @@ def clusters_needed(risk: float) -> int:
     return math.ceil(1 / risk - 1 - ROUNDING)
 
 
-def calibrate(run: FinishedRun, risk: float) -> Calibration:
-    """The calibration on those val rows of a run whose products do not occur in train.
+def calibration_rows(run: FinishedRun) -> tuple[np.ndarray, np.ndarray, str]:
+    """The val rows of a run whose products do not occur in train.
 
-    Rows that share a product or a photo form a cluster.
-
-    Raises:
-        InputError: the rows have too few clusters for this risk, or the run has no probabilities of all classes.
+    Returns:
+        Which of the N val rows these are, (N,) bool; the cluster of each of the M rows, (M,) int: rows that share a
+        product or a photo; and what a cluster is, "product" or "photo".
     """
     products = run.report["products"]
     new = ~run.rows["product_id"].isin(products["shared"] if products else []).to_numpy()
-    unit = "product" if products and (run.rows["product_id"][new] != "").all() else "photo"
     rows = run.rows[new]
-    clusters = connected_groups(rows["product_id"], rows["image_id"]) if new.any() else np.empty(0, int)
-    number = len(set(clusters.tolist()))
-    if number < clusters_needed(risk):
-        split = "product_id" if products else "image_id"
+    unit = "product" if products and (rows["product_id"] != "").all() else "photo"
+    clusters = connected_groups(rows["product_id"], rows["image_id"]) if len(rows) else np.empty(0, np.int64)
+    return new, clusters, unit
+
+
+def calibrate(run: FinishedRun, risk: float) -> Calibration:
+    """The calibration on the `calibration_rows` of a run.
+
+    Raises:
+        InputError: they have too few clusters for this risk, or the run has no probabilities of all classes.
+    """
+    new, clusters, unit = calibration_rows(run)
+    number, needed = len(np.unique(clusters)), clusters_needed(risk)
+    if number < needed:
+        split = "product_id" if run.report["products"] else "image_id"
         smallest = math.ceil(1e4 / (number + 1)) / 1e4
         instead = f", or choose --risk {smallest:g} or more" if number else ""
         raise InputError(
-            f"--risk {risk:g} needs at least {clusters_needed(risk)} {unit}s in val that are not in train, and "
-            f"{run.folder} has {number}: train with --split-by {split}{instead}."
+            f"--risk {risk:g} needs at least {needed} {unit}s in val that are not in train, and {run.folder} has "
+            f"{number}: train with --split-by {split}{instead}."
         )
-    labels = np.searchsorted(run.info.classes, rows["label"])
-    scores = -run.probabilities[new, labels]
-    return Calibration(risk, -upper_bound(scores, clusters, risk), len(rows), number, unit)
+    labels = np.searchsorted(run.info.classes, run.rows["label"][new])
+    least = -upper_bound(-run.probabilities[new, labels], clusters, risk)
+    return Calibration(risk, least, len(labels), number, unit)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.compare.questions import Question, ScoredExperiment
+from common.compare.selective import SHARES, accuracy_of_answered, answered_at
 from common.figures import confusion_counts, confusion_side, draw_confusion
 from common.metrics import calibration_bins
 from common.stats import format_share
@@ -92,24 +93,46 @@ def confusions(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
 
 def reliability(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
     """Reliability diagrams: accuracy by probability of the predicted class, with the seeds of an experiment pooled."""
-    columns = min(4, len(scored_experiments))
-    rows = -(-len(scored_experiments) // columns)
-    figure = Figure(figsize=(max(2.6 * columns, 4.5), 2.9 * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, scored in zip(axes.flat, scored_experiments, strict=False):
+    figure, axes = _small_multiples(scored_experiments)
+    for axis, scored in zip(axes, scored_experiments, strict=True):
         counts, expected, correct = calibration_bins(scored.experiment.probabilities.ravel(), scored.correct.ravel())
         filled = counts > 0
-        axis.axis("on")
         axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
         centers = (np.arange(len(counts)) + 0.5) / len(counts)
         axis.bar(centers, counts / counts.sum(), width=0.9 / len(counts), color="#d5dbe1")
         mean_probability = expected[filled] / counts[filled]
         accuracy = correct[filled] / counts[filled]
         axis.plot(mean_probability, accuracy, "o-", color="tab:blue", markersize=4)
-        axis.set(xlim=(0, 1), ylim=(0, 1))
-        axis.set_title(fill(scored.name, LABEL_WIDTH * 2 // 3), fontsize=9)
     figure.supxlabel("probability of the predicted class (bars: share of rows)", fontsize=10)
     figure.supylabel("accuracy", fontsize=10)
     return figure
+
+
+def risk_coverage(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
+    """Accuracy of the photos that are answered, by their share: the mean over the seeds, with 95 % intervals."""
+    figure, axes = _small_multiples(scored_experiments)
+    for axis, scored in zip(axes, scored_experiments, strict=True):
+        accuracy = accuracy_of_answered(scored)
+        axis.plot(np.arange(1, scored.n + 1) / scored.n, accuracy, color="tab:blue", linewidth=1.2)
+        for share in SHARES:
+            found = answered_at(scored, share)
+            if found:
+                axis.plot([share, share], found.score_interval(), color="black", linewidth=1)
+        axis.grid(alpha=0.3)
+    figure.supxlabel("share of photos that are answered, the most certain first", fontsize=10)
+    figure.supylabel("accuracy of the answers", fontsize=10)
+    return figure
+
+
+def _small_multiples(scored_experiments: Sequence[ScoredExperiment]) -> tuple[Figure, list[Axes]]:
+    """A figure with square axes from 0 to 1 for each experiment, whose name is their title."""
+    columns = min(4, len(scored_experiments))
+    rows = -(-len(scored_experiments) // columns)
+    figure = Figure(figsize=(max(2.6 * columns, 4.5), 2.9 * rows + 0.3), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for axis in axes[len(scored_experiments) :]:
+        axis.axis("off")
+    for axis, scored in zip(axes, scored_experiments, strict=False):
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+        axis.set_title(fill(scored.name, LABEL_WIDTH * 2 // 3), fontsize=9)
+    return figure, axes[: len(scored_experiments)]

@@ -49,6 +49,8 @@ def markdown(
         ]
     sections += ["## Classes", *class_sections(experiments), "![Confusion matrices](confusion.png)"]
     sections += ["## Calibration", "![Reliability diagrams](reliability.png)", calibration_table(experiments)]
+    sections += ["## Answering only the most certain photos", "![Accuracy of the answered](risk_coverage.png)"]
+    sections += answered_sections(experiments)
     candidates = comparison["label_candidates"]
     if candidates:
         rows = [[row["image_id"], row["label"], row["predicted"], f"{row['weight']:.2f}"] for row in candidates]
@@ -145,6 +147,32 @@ def calibration_table(experiments: Sequence[dict]) -> list[str]:
     """Calibration error and log loss of each entry of comparison.json."""
     rows = [[e["name"], format_share(e["calibration_error"]), rounded(e["log_loss"], 3, 0)] for e in experiments]
     return markdown_table(["experiment", "expected calibration error", "log loss (nats)"], rows)
+
+
+def answered_sections(experiments: Sequence[dict]) -> list[str | list[str]]:
+    """How accurate the most certain answers are, and how many photos are answered at a given error.
+
+    `experiments` are the entries of comparison.json.
+    """
+    first = experiments[0]["risk_coverage"]
+    shares = [share for share in first["accuracy_of_answered"] if round(10 * float(share)) % 2 == 0]
+    rows = []
+    for experiment in experiments:
+        accuracies = (experiment["risk_coverage"]["accuracy_of_answered"][share] for share in shares)
+        cells = [format_score(a["value"], a["interval"]) if a else "too few products" for a in accuracies]
+        at_error = experiment["risk_coverage"]["answered_at_error"].values()
+        answered = [[experiment["name"], *("too few products" if a is None else format_share(a) for a in at_error)]]
+        rows.append(([experiment["name"], *cells], *answered))
+    header = [f"{100 * float(share):g} % answered" for share in shares]
+    errors = [f"{100 * float(error):g} % wrong" for error in first["answered_at_error"]]
+    return [
+        "Photos are answered in the order of the probability of their predicted class, those of each seed on its own "
+        "(with folds, all folds together). The accuracy of the answered photos, by their share:",
+        markdown_table(["experiment", *header], [accuracies for accuracies, _ in rows]),
+        "The largest share that can be answered so that at most this share of the answers is wrong. It was chosen on "
+        "these photos and is too large for others; `predict.py --risk` holds for new products.",
+        markdown_table(["experiment", *errors], [answered for _, answered in rows]),
+    ]
 
 
 def run_sections(experiments: Sequence[dict]) -> list[str | list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.compare.questions import ScoredExperiment
+from common.compare.selective import risk_coverage
 from common.finished_run import FinishedRun
 from common.metrics import calibration_error
 
@@ -39,6 +40,7 @@ def experiment_summary(scored: ScoredExperiment) -> dict:
         ]
         summary["log_loss"] = float(experiment.losses.mean())
         summary["calibration_error"] = float(np.mean(calibration_errors))
+        summary["risk_coverage"] = risk_coverage(scored)
         summary["parameters"] = experiment.mean_of("parameters")
         summary["runs"] = [run_summary(run) for run in experiment.runs]
     return summary
