@@ -38,6 +38,7 @@ from common.compare.questions import (
     family_notes,
     questions,
 )
+from common.compare.selective import accuracy_of_answered, answered_at, share_at
 from common.compare.shortcuts import VIEWS, masked_views
 from common.compare.summary import (
     confused_pairs,
@@ -54,6 +55,7 @@ from common.figures import confusion_counts, confusion_side, draw_confusion, sav
 from common.finished_run import find_runs, read_run
 from common.metrics import METRICS, calibration_error, scores_of_predictions
 from common.run_folder import IDS, PREDICTED
+from common.stats import format_score
 from tests import helpers
 from tests.helpers import SAMPLE, edit_json, read_json
 
@@ -1057,7 +1059,7 @@ def test_a_comparison_has_no_speeds(comparison):
         assert not re.search("images/s|per_second|seconds|training", text)
 
 
-@pytest.mark.parametrize("name", ["experiments", "differences", "confusion", "reliability"])
+@pytest.mark.parametrize("name", ["experiments", "differences", "confusion", "reliability", "risk_coverage"])
 def test_figures_of_a_comparison(comparison, name):
     with Image.open(comparison / f"{name}.png") as picture:
         assert min(picture.size) > 200 and len(picture.convert("L").getcolors(256)) > 10
@@ -1229,12 +1231,86 @@ def test_a_training_run_does_not_use_pyplot(no_pyplot, train):
 def test_a_comparison_does_not_use_pyplot(no_pyplot, runs, tmp_path):
     compare.main([str(runs["full"]), str(runs["crop"]), "--out", str(tmp_path)])
     compare.main(["--shortcuts", str(runs["crop"]), "--out", str(tmp_path)])
-    assert len(list(tmp_path.glob("*.png"))) == 5
+    assert len(list(tmp_path.glob("*.png"))) == 6
 
 
 def test_a_gallery_does_not_use_pyplot(no_pyplot, runs, tmp_path):
     predict.main([str(runs["crop"]), str(SAMPLE), "--gallery", str(tmp_path / "found.png")])
     assert (tmp_path / "found.png").exists()
+
+
+# Answering only the most certain photos ------------------------------------------------------------------------------
+
+
+def certain(probabilities, wrong, labels=LABELS, products=PRODUCTS):
+    """An experiment of S seeds, of which seed s predicts the rows wrong[s] incorrectly; probabilities are (S, N)."""
+    ids = pd.DataFrame({"image_id": [f"{i:04}" for i in range(len(labels))], "product_id": products, "label": labels})
+    predictions = np.array([wrong_in(rows) for rows in wrong], dtype=object)
+    splits = np.full(predictions.shape, "")
+    seeds = list(range(len(wrong)))
+    return ScoredExperiment(
+        Experiment("cnn", "crop", seeds, ids, splits, predictions, probabilities=np.array(probabilities))
+    )
+
+
+RISING = np.linspace(0.25, 1, 120)  # probabilities: the last rows are the most certain
+
+
+def test_the_most_certain_rows_are_answered_first():
+    one = certain([RISING], [range(30)])
+    curve = accuracy_of_answered(one)
+    assert (curve[:90] == 1).all() and curve[119] == 0.75 and curve[99] == pytest.approx(0.9)
+    found = {share: answered_at(one, share).value for share in (0.5, 0.8, 1.0)}
+    assert found == {0.5: 1, 0.8: pytest.approx(90 / 96), 1.0: 0.75}
+    assert answered_at(one, 1.0) == one.estimates["accuracy"], "with its uncertainty"
+
+
+def test_each_seed_is_certain_of_rows_of_its_own():
+    two = certain([RISING, RISING[::-1]], [range(30), range(90, 120)])
+    assert accuracy_of_answered(two)[89] == 1 and answered_at(two, 1.0).value == 0.75
+    assert answered_at(two, 1.0).variance == pytest.approx(two.estimates["accuracy"].variance)
+
+
+def test_the_share_answered_at_an_error():
+    one = certain([RISING], [range(30)])  # 90 right, then wrong
+    assert share_at(one, 0.1) == pytest.approx(100 / 120)
+    assert share_at(one, 0.05) == pytest.approx(94 / 120)
+    assert share_at(certain([RISING], [[*range(30), 119]]), 0.1) == pytest.approx(98 / 120), "one of the most certain"
+
+
+def test_too_few_products_have_no_share_at_a_small_error():
+    """An error of 1 % needs 99 products, and there are 60; one of 2 % needs 49, which the first 98 rows show."""
+    one = certain([RISING], [range(30)])
+    assert share_at(one, 0.01) is None
+    assert share_at(one, 0.02) == 0, "the first 91 rows are accurate enough, but show too few products"
+    assert share_at(certain([RISING], [range(22)]), 0.02) == pytest.approx(100 / 120)
+    ten = certain([RISING], [range(30)], products=[f"p{i % 10}" for i in range(120)])
+    assert share_at(ten, 0.05) is None and share_at(ten, 0.1) == pytest.approx(100 / 120)
+
+
+def test_an_accuracy_needs_ten_products():
+    one = certain([RISING], [range(30)])
+    assert answered_at(one, 0.1) is None and answered_at(one, 0.2).value == 1, "12 rows show 6 products, 24 rows 12"
+
+
+def test_the_curve_of_an_experiment_is_in_the_comparison(found, comparison):
+    page = (comparison / "comparison.md").read_text()
+    for experiment in found["experiments"]:
+        curve = experiment["risk_coverage"]
+        assert curve["accuracy_of_answered"]["1"] == experiment["accuracy"]
+        assert curve["answered_at_error"]["0.01"] is None, "the sample has 86 products in val"
+        assert format_score(**experiment["accuracy"]) in page
+    assert "too few products" in page
+
+
+def test_all_probabilities_of_folds_are_in_the_order_of_the_rows(finished_run, tmp_path):
+    runs = [read_run(finished_run("train_custom_cnn", f"--crop --split-by product_id:{fold}/3")) for fold in (1, 2, 3)]
+    (experiment,) = group_runs(runs)
+    probabilities = experiment.class_probabilities
+    assert probabilities.shape == (1, len(experiment.ids), len(runs[0].info.classes))
+    assert (probabilities.max(2) == experiment.probabilities.astype("f4")).all()
+    classes = np.array(runs[0].info.classes, dtype=object)
+    assert (classes[probabilities.argmax(2)] == experiment.predictions).all()
 
 
 # The command line ----------------------------------------------------------------------------------------------------
