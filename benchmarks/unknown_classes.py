@@ -13,7 +13,7 @@ import contextlib
 import importlib
 import os
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from benchmarks.prediction_sets import parts
 from benchmarks.sweep import write_rows
 from common.config import DataConfig, run
 from common.conformal import Calibration, upper_bound
@@ -36,7 +37,6 @@ from common.files import markdown_table
 from common.finished_run import FinishedRun, read_run
 
 RISKS = (0.05, 0.1, 0.2)
-PARTS = 5  # of the products of val: each is scored with the calibration on the others
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,18 @@ class Outputs:
     def probabilities(self) -> np.ndarray:
         return softmax(self.logits, axis=1)
 
-    def of(self, rows: np.ndarray) -> "Outputs":
-        return Outputs(self.logits[rows], self.features[rows])
-
 
 @torch.no_grad()
-def outputs(model: nn.Module, split: ClassificationDataset) -> Outputs:
+def outputs(model: nn.Module, *splits: ClassificationDataset) -> Outputs:
+    """What `model` gives for the photos of all splits."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    logits: list[np.ndarray] = []
     features: list[np.ndarray] = []
     hook = last.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].double().numpy()))
-    logits = []
-    for first in range(0, len(split), EVAL_BATCH):
-        images, _, _ = split.batch(np.arange(first, min(first + EVAL_BATCH, len(split))), torch.device("cpu"))
-        logits.append(model(normalize(images, split.normalization)).double().numpy())
+    for split in splits:
+        for first in range(0, len(split), EVAL_BATCH):
+            images, *_ = split.batch(np.arange(first, min(first + EVAL_BATCH, len(split))), torch.device("cpu"))
+            logits.append(model(normalize(images, split.normalization)).double().numpy())
     hook.remove()
     return Outputs(np.concatenate(logits), np.concatenate(features))
 
@@ -99,18 +98,11 @@ SCORES = {  # of how unlike the train photos a photo is; each takes it, the trai
 }
 
 
-def parts(clusters: np.ndarray, seed: int = 0) -> Iterator[np.ndarray]:
-    """Divides the clusters at random into `PARTS` parts; yields which rows are in each, (N,) bool."""
-    part_of = np.random.default_rng(seed).permutation(clusters.max() + 1) % PARTS
-    for part in range(PARTS):
-        yield part_of[clusters] == part
-
-
-def measure(finished: FinishedRun, unknown: ClassificationDataset, **source: str) -> dict[str, list[float]]:
+def measure(finished: FinishedRun, unknown: Sequence[ClassificationDataset], **source: str) -> dict[str, list[float]]:
     """Numbers of one run, by the name of a row of the tables."""
     train, val = finished.splits(**source)
     model, labels = finished.model(), val.labels.numpy()
-    of_train, known, strange = (outputs(model, split) for split in (train, val, unknown))
+    of_train, known, strange = outputs(model, train), outputs(model, val), outputs(model, *unknown)
     clusters = connected_groups(val.ids()["product_id"], val.ids()["image_id"])
     truth = np.arange(len(labels)), labels
     found: dict[str, list[float]] = {}
@@ -119,7 +111,7 @@ def measure(finished: FinishedRun, unknown: ClassificationDataset, **source: str
         a, b = scores[name] = [score(photos, of_train, train.labels.numpy()) for photos in (known, strange)]
         refused = np.zeros(len(a), bool)
         refused_unknown = []
-        for part in parts(clusters):
+        for part in parts(clusters, np.random.default_rng(0)):
             limit = upper_bound(a[~part], clusters[~part], 0.05)
             refused[part] = a[part] > limit
             refused_unknown.append((b > limit).mean())
@@ -129,7 +121,7 @@ def measure(finished: FinishedRun, unknown: ClassificationDataset, **source: str
         for name in ("", *SCORES):
             answered, wrong = np.zeros((2, len(labels)), bool)
             answered_unknown = []
-            for part in parts(clusters):
+            for part in parts(clusters, np.random.default_rng(0)):
                 least = -upper_bound(-known.probabilities[truth][~part], clusters[~part], risk)
                 sets = [Calibration(risk, least, 0, 0, "").sets(o.probabilities) for o in (known, strange)]
                 sure = [rows.sum(1) == 1 for rows in sets]
@@ -169,15 +161,9 @@ def main(argv=None):
         finished = read_run(folder)
         everything = load_splits(replace(finished.config, data=args.data, split_by="product_id", cache=args.cache))
         unknown = [split.part(np.isin(np.array(split.classes)[split.labels], group)) for split in everything]
-        together = unknown[0].part(np.ones(len(unknown[0]), bool))
-        together = replace(
-            together,
-            index=np.concatenate([split.index for split in unknown]),
-            labels=torch.cat([split.labels for split in unknown]),
-            crop_sizes=torch.cat([split.crop_sizes for split in unknown]),
-        )
-        measured.append(measure(finished, together, data=str(data), cache=args.cache))
-        print(f"without {', '.join(sorted(group))}: {len(together)} unknown photos, {finished.info.rows['val']} known")
+        measured.append(measure(finished, unknown, data=str(data), cache=args.cache))
+        counts = f"{sum(map(len, unknown))} unknown photos, {finished.info.rows['val']} known"
+        print(f"without {', '.join(sorted(group))}: {counts}", flush=True)
     header = {"scores": ["AUROC", "known refused", "unknown refused"], "answers": ["known", "known, wrong", "unknown"]}
     for title, columns in header.items():
         table = []

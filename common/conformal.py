@@ -36,9 +36,9 @@ class Calibration:
     def promise(self) -> str:
         """The guarantee in one sentence."""
         return (
-            f"--risk {self.risk:g}, calibrated on {self.rows} val photos of {self.clusters} {self.unit}s: in at least "
-            f"{100 * (1 - self.risk):g} % of photos of new {self.unit}s like these, the set holds the right category, "
-            f"so at most {100 * self.risk:g} % get a wrong answer"
+            f"--risk {self.risk:g}, calibrated on {self.rows} val photos of {self.clusters} {self.unit}s: with a "
+            f"probability of at least {100 * (1 - self.risk):g} %, the set of a random photo of a new {self.unit} like "
+            f"these holds the right category, so at most {100 * self.risk:g} % get a wrong answer"
         )
 
 
