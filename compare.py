@@ -87,7 +87,7 @@ def main(argv=None):
     write_json(out / "comparison.json", comparison)
     save_figure(out / "experiments.png", figures.bars(scored_experiments, baselines))
     save_figure(out / "reliability.png", figures.reliability(scored_experiments))
-    save_figure(out / "risk_coverage.png", figures.risk_coverage(scored_experiments))
+    save_figure(out / "risk_coverage.png", figures.risk_coverage(comparison["experiments"]))
     save_figure(out / "confusion.png", figures.confusions([*runner_up, best]))
     (out / "differences.png").unlink(missing_ok=True)  # from an earlier comparison
     if answers:

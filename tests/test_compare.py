@@ -38,14 +38,16 @@ from common.compare.questions import (
     family_notes,
     questions,
 )
-from common.compare.selective import accuracy_of_answered, answered_at, share_at
 from common.compare.shortcuts import VIEWS, masked_views
 from common.compare.summary import (
+    accuracy_of_answered,
+    answered_at,
     confused_pairs,
     experiment_summary,
     label_candidates,
     per_class,
     seed_and_leakage_notes,
+    share_at,
 )
 from common.config import IMAGENET, InputError, parse
 from common.data.crop import PAD_COLOR

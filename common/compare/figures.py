@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.compare.questions import Question, ScoredExperiment
-from common.compare.selective import SHARES, accuracy_of_answered, answered_at
 from common.figures import confusion_counts, confusion_side, draw_confusion
 from common.metrics import calibration_bins
 from common.stats import format_share
@@ -93,7 +92,7 @@ def confusions(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
 
 def reliability(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
     """Reliability diagrams: accuracy by probability of the predicted class, with the seeds of an experiment pooled."""
-    figure, axes = _small_multiples(scored_experiments)
+    figure, axes = _small_multiples([scored.name for scored in scored_experiments])
     for axis, scored in zip(axes, scored_experiments, strict=True):
         counts, expected, correct = calibration_bins(scored.experiment.probabilities.ravel(), scored.correct.ravel())
         filled = counts > 0
@@ -108,31 +107,34 @@ def reliability(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
     return figure
 
 
-def risk_coverage(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
-    """Accuracy of the photos that are answered, by their share: the mean over the seeds, with 95 % intervals."""
-    figure, axes = _small_multiples(scored_experiments)
-    for axis, scored in zip(axes, scored_experiments, strict=True):
-        accuracy = accuracy_of_answered(scored)
-        axis.plot(np.arange(1, scored.n + 1) / scored.n, accuracy, color="tab:blue", linewidth=1.2)
-        for share in SHARES:
-            found = answered_at(scored, share)
-            if found:
-                axis.plot([share, share], found.score_interval(), color="black", linewidth=1)
+def risk_coverage(experiments: Sequence[dict]) -> Figure:
+    """The accuracy of the photos that are answered, by their share, with 95 % intervals.
+
+    `experiments` are the entries of comparison.json. Shares that show too few products are left out.
+    """
+    figure, axes = _small_multiples([experiment["name"] for experiment in experiments])
+    for axis, experiment in zip(axes, experiments, strict=True):
+        curve = experiment["risk_coverage"]["accuracy_of_answered"]
+        points = [(float(share), score["value"], *score["interval"]) for share, score in curve.items() if score]
+        if points:
+            shares, accuracies, low, high = zip(*points, strict=True)
+            axis.vlines(shares, low, high, color="black", linewidth=1)
+            axis.plot(shares, accuracies, "o-", color="tab:blue", markersize=4)
         axis.grid(alpha=0.3)
     figure.supxlabel("share of photos that are answered, the most certain first", fontsize=10)
     figure.supylabel("accuracy of the answers", fontsize=10)
     return figure
 
 
-def _small_multiples(scored_experiments: Sequence[ScoredExperiment]) -> tuple[Figure, list[Axes]]:
-    """A figure with square axes from 0 to 1 for each experiment, whose name is their title."""
-    columns = min(4, len(scored_experiments))
-    rows = -(-len(scored_experiments) // columns)
+def _small_multiples(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A figure with square axes from 0 to 1 for each of `titles`."""
+    columns = min(4, len(titles))
+    rows = -(-len(titles) // columns)
     figure = Figure(figsize=(max(2.6 * columns, 4.5), 2.9 * rows + 0.3), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
-    for axis in axes[len(scored_experiments) :]:
+    for axis in axes[len(titles) :]:
         axis.axis("off")
-    for axis, scored in zip(axes, scored_experiments, strict=False):
+    for axis, title in zip(axes, titles, strict=False):
         axis.set(xlim=(0, 1), ylim=(0, 1))
-        axis.set_title(fill(scored.name, LABEL_WIDTH * 2 // 3), fontsize=9)
-    return figure, axes[: len(scored_experiments)]
+        axis.set_title(fill(title, LABEL_WIDTH * 2 // 3), fontsize=9)
+    return figure, axes[: len(titles)]
