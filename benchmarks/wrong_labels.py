@@ -14,17 +14,20 @@ import os
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.sweep import write_rows
-from common.compare.experiments import Experiment, group_runs
+from common.compare.experiments import Experiment, group_runs, join_folds, split_of
 from common.compare.grid import plan_jobs
 from common.config import DataConfig, run
 from common.data.sources import clean_categories, load_tables
+from common.data.splits import Split
 from common.files import markdown_table
-from common.finished_run import read_run
+from common.finished_run import FinishedRun, read_run
 
 SWAPPED = 0.05  # share of rows
 SHOWN = 20  # most suspicious rows
@@ -65,6 +68,16 @@ def margin(experiment: Experiment, labels: np.ndarray, probabilities: np.ndarray
 
 
 METHODS = {"votes": votes, "self-confidence": self_confidence, "margin": margin}  # high scores are suspicious
+
+
+def mean_probabilities(runs: Sequence[FinishedRun]) -> np.ndarray:
+    """Out-of-fold probabilities (N, C) of the rows of an experiment, in their order, the mean over its seeds."""
+    by_seed: dict[int, dict[Split, pd.DataFrame]] = {}
+    for finished in runs:
+        columns = pd.DataFrame(finished.probabilities, finished.rows.index).add_prefix("p")
+        folds = by_seed.setdefault(finished.info.config["seed"], {})
+        folds[split_of(finished)] = pd.concat([finished.rows, columns], axis=1)
+    return np.mean([join_folds(folds).filter(regex=r"^p\d+$").to_numpy() for folds in by_seed.values()], axis=0)
 
 
 def cleanlab_rankings(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
@@ -109,12 +122,12 @@ def main(argv=None):
                 print(job.folder, flush=True)
                 with contextlib.redirect_stdout(open(os.devnull, "w")):
                     script.main(job.argv)
-        (experiment,) = group_runs([read_run(job.folder) for job in jobs])
+        runs = [read_run(job.folder) for job in jobs]
+        (experiment,) = group_runs(runs)
         true = dict(zip(rows["image_id"], names, strict=True))
         labels = experiment.ids["label"].to_numpy()
         wrong = labels != [true[image_id] for image_id in experiment.ids["image_id"]]
-        classes = experiment.runs[0].info.classes
-        probabilities, numbers = experiment.class_probabilities.mean(0), np.searchsorted(classes, labels)
+        probabilities, numbers = mean_probabilities(runs), np.searchsorted(runs[0].info.classes, labels)
         rankings = {
             method: np.argsort(-score(experiment, numbers, probabilities), kind="stable")
             for method, score in METHODS.items()

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import prediction_sets, sweep, wrong_labels
+from common.compare.experiments import group_runs
 from common.config import DataConfig, InputError
 from common.data.dataset import load_splits
 from common.data.sources import clean_category
+from common.finished_run import read_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -154,6 +156,15 @@ def test_labels_are_swapped_for_other_classes():
     swapped = wrong_labels.swap_labels(names, np.random.default_rng(0))
     changed = [(old, new) for old, new in zip(names, swapped, strict=True) if old != new]
     assert len(changed) == 4 and {new for _, new in changed} <= {"a", "b", "c"}
+
+
+def test_probabilities_of_folds_are_in_the_order_of_the_rows(finished_run):
+    runs = [read_run(finished_run("train_custom_cnn", f"--crop --split-by product_id:{fold}/3")) for fold in (1, 2, 3)]
+    (experiment,) = group_runs(runs)
+    probabilities, classes = wrong_labels.mean_probabilities(runs), np.array(runs[0].info.classes, dtype=object)
+    assert probabilities.shape == (len(experiment.ids), len(classes))
+    assert (probabilities.max(1) == experiment.probabilities[0].astype("f4")).all()
+    assert (classes[probabilities.argmax(1)] == experiment.predictions[0]).all()
 
 
 def test_suspicion_of_a_label():

@@ -15,7 +15,7 @@ from common.config import VARIANTS, InputError, identity, variant_of
 from common.data.splits import Split, parse_split
 from common.finished_run import FinishedRun
 from common.provenance import changed_files
-from common.run_folder import IDS, PROBABILITIES
+from common.run_folder import IDS
 
 
 @dataclass
@@ -28,13 +28,8 @@ class Experiment:
     ids: pd.DataFrame  # (N,) image_id, product_id, scene_id and label, sorted by these
     splits: np.ndarray  # (S, N) str, `--split-by` of the run that validated the row, as `Split` writes it, or ""
     predictions: np.ndarray  # (S, N) class names
-    places: np.ndarray = field(
-        default_factory=lambda: np.empty((0, 0), int)
-    )  # (S, N) the row of its run's predictions.csv
     probabilities: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # (S, N) of the predicted class
-    losses: np.ndarray = field(
-        default_factory=lambda: np.empty((0, 0))
-    )  # (S, N) in nats; all three empty for baselines
+    losses: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))  # (S, N) in nats; both empty for baselines
     runs: list[FinishedRun] = field(default_factory=list)
     shared_products: set = field(default_factory=set)  # product ids that occur in both train and val
 
@@ -54,23 +49,6 @@ class Experiment:
         if not self.folds:
             return np.arange(len(self.splits))
         return np.array([parse_split(row[0]).partition for row in self.splits])
-
-    @cached_property
-    def class_probabilities(self) -> np.ndarray | None:
-        """(S, N, C) float32, of all classes; None for baselines, and if an older version wrote one of the runs.
-
-        Raises:
-            InputError: the file of a run is damaged.
-        """
-        if not self.runs or any(PROBABILITIES not in run.info.files for run in self.runs):
-            return None
-        run_of = {(_seed(run), str(split_of(run))): run for run in self.runs}
-        result = np.empty((*self.splits.shape, len(self.runs[0].info.classes)), np.float32)
-        for s, seed in enumerate(self.seeds):
-            for split in np.unique(self.splits[s]):
-                rows = self.splits[s] == split
-                result[s, rows] = run_of[seed, split].probabilities[self.places[s, rows]]
-        return result
 
     def mean_of(self, name: str) -> float:
         """The mean over the runs of a number in run.json."""
@@ -250,7 +228,6 @@ def _experiment(model: str, variant: str, seeds: dict[int, dict[Split, FinishedR
         ids,
         splits=np.stack([table["split_by"] for table in tables]).astype(str),
         predictions=np.stack([table["prediction"] for table in tables]),
-        places=np.stack([table["place"] for table in tables]),
         probabilities=np.stack([table["probability"] for table in tables]),
         losses=np.stack([table["loss"] for table in tables]),
         runs=[run for folds in seeds.values() for run in folds.values()],
@@ -259,18 +236,13 @@ def _experiment(model: str, variant: str, seeds: dict[int, dict[Split, FinishedR
 
 
 def join_folds(rows_of_fold: Mapping[Split, pd.DataFrame]) -> pd.DataFrame:
-    """The rows of the folds of one partition, in an order that the partition does not affect.
-
-    The column split_by has the fold of a row, and place its number in that fold.
+    """The rows of the folds of one partition, with the column split_by, in an order that the partition does not affect.
 
     Rows are sorted by `IDS`. Rows that have all of these in common are in the same fold, whatever the partition, and
     keep their order there, if the column of the split has a value for them. Without one, each may be in another fold,
     and nothing in predictions.csv tells them apart: they are then in the order of their folds.
     """
-    tables = [
-        rows_of_fold[fold].assign(split_by=str(fold), place=range(len(rows_of_fold[fold])))
-        for fold in sorted(rows_of_fold)
-    ]
+    tables = [rows_of_fold[fold].assign(split_by=str(fold)) for fold in sorted(rows_of_fold)]
     return pd.concat(tables).sort_values(IDS, kind="stable", ignore_index=True)
 
 

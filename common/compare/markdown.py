@@ -57,7 +57,7 @@ def markdown(
         sections += [
             "## Possible label errors",
             "Most runs predict the same class for these rows, and it is not the label. The weight is the share of runs "
-            "that predict this class, each weighted by its probability.",
+            "that predict this class, each weighted by its probability. The least probable labels come first.",
             markdown_table(["image", "label", "predicted", "weight"], rows),
         ]
     sections += ["## Runs", *run_sections(experiments)]

@@ -159,24 +159,32 @@ def share_at(scored: ScoredExperiment, error: float) -> float | None:
 
 
 def label_candidates(scored_experiments: Sequence[ScoredExperiment], limit: int = 10) -> list[dict]:
-    """Val rows whose label may be wrong: most runs agree on another class, with high probability.
+    """Val rows whose label may be wrong: most runs predict another class, and the label is improbable.
 
-    Each run votes for its predicted class with its probability, as in confident learning (Northcutt et al., 2021).
+    Each run votes for its predicted class with its probability, and more than half of the weight must be for one other
+    class. Of these rows, those whose labels have the lowest mean probability are returned. This score, the
+    self-confidence of confident learning (Northcutt, Jiang and Chuang, 2021), finds more wrong labels than the weight of
+    the votes (benchmarks/wrong_labels.py). "row" is the number of the row among `Experiment.ids`.
     """
     ids = scored_experiments[0].experiment.ids
-    predictions = np.concatenate([scored.experiment.predictions for scored in scored_experiments])
-    probabilities = np.concatenate([scored.experiment.probabilities for scored in scored_experiments])
+    predictions, probabilities, losses = (
+        np.concatenate([getattr(scored.experiment, name) for scored in scored_experiments])
+        for name in ("predictions", "probabilities", "losses")
+    )
+    self_confidence = np.exp(-losses).mean(0)
     candidates = []
-    for i, label in enumerate(ids["label"]):
+    for i in np.argsort(self_confidence, kind="stable").tolist():
+        label = ids["label"][i]
         votes: Counter[str] = Counter()
         for prediction, probability in zip(predictions[:, i], probabilities[:, i], strict=True):
             votes[prediction] += probability / len(predictions)
         predicted, weight = votes.most_common(1)[0]
         if predicted != label and weight > 0.5:
-            candidates.append(
-                {"image_id": ids["image_id"][i], "label": label, "predicted": predicted, "weight": float(weight)}
-            )
-    return sorted(candidates, key=lambda row: -row["weight"])[:limit]
+            row = {"row": i, "image_id": ids["image_id"][i], "label": label, "predicted": predicted}
+            candidates.append(row | {"weight": float(weight)})
+        if len(candidates) == limit:
+            break
+    return candidates
 
 
 def seed_and_leakage_notes(scored_experiments: Sequence[ScoredExperiment]) -> list[str]:
