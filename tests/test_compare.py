@@ -1285,6 +1285,12 @@ def test_each_seed_is_certain_of_rows_of_its_own():
     assert answered_at(two, 1.0).variance == pytest.approx(two.estimates["accuracy"].variance)
 
 
+def test_with_folds_the_curve_ends_at_the_accuracy_and_its_interval(write_folds):
+    (one,) = scored(*write_folds(0, range(20)), *write_folds(1, range(30), seed=1))
+    end, accuracy = answered_at(one, 1.0), one.estimates["accuracy"]
+    assert end.value == accuracy.value and end.variance == pytest.approx(accuracy.variance)
+
+
 def test_the_share_answered_at_an_error():
     one = certain([RISING], [range(30)])  # 90 right, then wrong
     assert share_at(one, 0.1) == pytest.approx(100 / 120)
