@@ -8,8 +8,8 @@ python predict.py RUN 'photos/*.jpg' --gallery predictions.png  # also draw the 
 python predict.py RUN photos/ --boxes boxes.csv --risk 0.05     # answer "unsure" rather than a wrong category
 
 With --risk 0.05, each box gets the set of categories that are possible, which holds the right one for 95 % of photos of
-new products. The answer is "unsure" unless the set has exactly one category. The run needs --split-by product_id, as
-products that are also in train say nothing about new ones (docs/statistics.md).
+new products. The answer is "unsure" unless the set has exactly one category, and if the photo may show something else.
+The run needs --split-by product_id, as products that are also in train say nothing about new ones (docs/statistics.md).
 
 Images are cropped and resized as in the run's training. Images that cannot be used are listed with the reason; all
 others are classified.
@@ -85,6 +85,7 @@ def main(argv=None):
         has_detections,
         has_predictions,
         text_table,
+        with_answers,
         write_detections,
         write_predictions,
     )
@@ -111,7 +112,9 @@ def main(argv=None):
     if inputs.box_format:  # from here on in pixels; boxes that were not used are not converted
         pixel_boxes = [None if np.isnan(box).any() else box[:4].tolist() for box in boxes]
         inputs = replace(inputs, boxes=pixel_boxes, box_format="")
-    results = collect(inputs, classes, logits, reasons, top_k=options.top_k, calibration=calibration)
+    results = collect(inputs, classes, logits, reasons, top_k=options.top_k)
+    if calibration:
+        results = with_answers(results, classes, logits, calibration)
     scored = np.array([not result["error"] and result["label"] in classes for result in results])
 
     run_folder = printable(str(options.run))

@@ -123,7 +123,7 @@ def measure(finished: FinishedRun, unknown: Sequence[ClassificationDataset], **s
             answered_unknown = []
             for part in parts(clusters, np.random.default_rng(0)):
                 least = -upper_bound(-known.probabilities[truth][~part], clusters[~part], risk)
-                sets = [Calibration(risk, least, 0, 0, "").sets(o.probabilities) for o in (known, strange)]
+                sets = [Calibration(risk, least, 0, 0, 0, "").sets(o.probabilities) for o in (known, strange)]
                 sure = [rows.sum(1) == 1 for rows in sets]
                 if name:
                     limit = upper_bound(scores[name][0][~part], clusters[~part], risk)

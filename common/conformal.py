@@ -20,10 +20,11 @@ ROUNDING = 1e-9  # of sums of weights
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which categories are possible for a photo, at a given risk."""
+    """Which categories are possible for a photo, and whether it may show none of them, at a given risk."""
 
     risk: float  # the largest probability that the set of a photo of a new product lacks the right category
-    least: float  # the probability that a category of a set has at least
+    least: float  # the lowest probability of a category in a set
+    familiar: float  # the lowest probability of the predicted category of a photo that is not `unlike`
     rows: int  # that it was calibrated on
     clusters: int  # of these rows: K products, or photos
     unit: str  # what a cluster is: "product" or "photo"
@@ -32,13 +33,21 @@ class Calibration:
         """Which categories are in the set of each photo, (N, C) bool, for probabilities (N, C)."""
         return probabilities.astype(np.float32) >= np.float32(self.least)  # in the precision of the run's file
 
+    def unlike(self, probabilities: np.ndarray) -> np.ndarray:
+        """Which photos are unlike those of the categories, (N,) bool: a share of new ones of at most `risk`, too.
+
+        Their highest probability is too low (Hendrycks and Gimpel, 2017), as it is for photos with empty sets.
+        """
+        return probabilities.astype(np.float32).max(1) < np.float32(self.familiar)
+
     @property
     def promise(self) -> str:
         """The guarantee in one sentence."""
         return (
             f"--risk {self.risk:g}, calibrated on {self.rows} val photos of {self.clusters} {self.unit}s: with a "
             f"probability of at least {100 * (1 - self.risk):g} %, the set of a random photo of a new {self.unit} like "
-            f"these holds the right category, so at most {100 * self.risk:g} % get a wrong answer"
+            f"these holds the right category, so at most {100 * self.risk:g} % get a wrong answer; and at most "
+            f"{100 * self.risk:g} % are taken for something else"
         )
 
 
@@ -97,5 +106,7 @@ def calibrate(run: FinishedRun, risk: float) -> Calibration:
             f"{number}: train with --split-by {split}{instead}."
         )
     labels = np.searchsorted(run.info.classes, run.rows["label"][new])
-    least = -upper_bound(-run.probabilities[new, labels], clusters, risk)
-    return Calibration(risk, least, len(labels), number, unit)
+    probabilities = run.probabilities[new]
+    of_label = probabilities[np.arange(len(labels)), labels]
+    least, familiar = (-upper_bound(-values, clusters, risk) for values in (of_label, probabilities.max(1)))
+    return Calibration(risk, least, familiar, len(labels), number, unit)

@@ -94,9 +94,17 @@ def test_the_number_of_products_needed(risk, needed):
     assert upper_bound(scores[1:], np.arange(needed - 1), risk) == math.inf
 
 
+PROBABILITIES = np.array([[0.9, 0.1, 0.0], [0.5, 0.2, 0.3], [0.6, 0.3, 0.1], [np.nan] * 3])
+
+
 def test_a_set_has_the_categories_that_are_probable_enough():
-    sets = Calibration(0.1, 0.2, 30, 10, "product").sets(np.array([[0.9, 0.1, 0.0], [0.5, 0.2, 0.3], [np.nan] * 3]))
-    assert sets.tolist() == [[True, False, False], [True, True, True], [False, False, False]]
+    sets = Calibration(0.1, 0.2, 0.6, 30, 10, "product").sets(PROBABILITIES)
+    assert sets.tolist() == [[True, False, False], [True] * 3, [True, True, False], [False] * 3]
+
+
+def test_a_photo_is_unlike_the_others_if_no_category_is_probable():
+    unlike = Calibration(0.1, 0.2, 0.6, 30, 10, "product").unlike(PROBABILITIES)
+    assert unlike.tolist() == [False, True, False, False]
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
@@ -119,13 +127,13 @@ def fake_run(products, *, shared=(), images=None, ids=True):
 def test_calibration_uses_the_probability_of_the_label_by_product():
     run = fake_run(["p0", "p1", "p2", "p2", "p2"])
     found = calibrate(run, 0.5)  # the two lowest probabilities have weights of 1/4 each
-    assert found == Calibration(0.5, 0.25, 5, 3, "product")
+    assert found == Calibration(0.5, 0.25, 0.75, 5, 3, "product")
     assert calibrate(fake_run(["p0", "p0", "p0", "p1", "p2"]), 0.5).least == 0.75
 
 
 def test_products_that_are_in_train_are_not_used():
     run = fake_run(["known", "known", "p1", "p2", "p3"], shared=["known"])
-    assert calibrate(run, 0.25) == Calibration(0.25, 0.5, 3, 3, "product")
+    assert calibrate(run, 0.25) == Calibration(0.25, 0.5, 0.5, 3, 3, "product")
 
 
 def test_products_in_one_photo_are_one_cluster():
@@ -169,7 +177,10 @@ def test_a_run_is_calibrated_on_its_new_products(finished_run):
     assert found.clusters == run.rows["product_id"].nunique() and found.rows == len(run.rows)
     labels = np.searchsorted(run.info.classes, run.rows["label"])
     inside = found.sets(run.probabilities)[np.arange(len(labels)), labels]
-    assert pd.Series(inside).groupby(run.rows["product_id"]).mean().mean() >= 0.9
+    unlike = found.unlike(run.probabilities)
+    covered, refused = (pd.Series(rows).groupby(run.rows["product_id"]).mean().mean() for rows in (inside, unlike))
+    assert covered >= 0.9 and refused <= 0.1
+    assert unlike[~found.sets(run.probabilities).any(1)].all(), "a photo with an empty set is unlike the others"
 
 
 def test_a_run_of_an_older_version_is_refused(finished_run):

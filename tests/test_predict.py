@@ -363,7 +363,9 @@ def test_a_set_has_the_categories_that_are_as_probable_as_those_of_new_products(
     results = predict.main([new_products, "sample", "--split", "train", "--risk", "0.1", "--top-k", "13"])
     for result in results:
         assert result["set"] == [name for name, p in result["top"] if np.float32(p) >= np.float32(calibration.least)]
-        assert result["answer"] == (result["set"][0] if len(result["set"]) == 1 else "unsure")
+        assert result["unlike"] == (np.float32(result["probability"]) < np.float32(calibration.familiar))
+        sure = len(result["set"]) == 1 and not result["unlike"]
+        assert result["answer"] == (result["set"][0] if sure else "unsure")
         assert result["category"] == result["top"][0][0], "stays available"
     *_, promise, counts = capsys.readouterr().out.splitlines()
     assert promise == calibration.promise and "calibrated on " in promise and "of 24 products: " in promise
@@ -373,21 +375,24 @@ def test_a_set_has_the_categories_that_are_as_probable_as_those_of_new_products(
 
 
 def test_the_answer_is_in_the_table_and_the_files(new_products, photos, tmp_path, monkeypatch, capsys):
-    """The sets of three photos have one, three and no categories."""
+    """The sets of three photos have one, three and one categories; the last photo is unlike the others."""
     sets = np.zeros((4, 13), bool)
-    sets[0, 2] = sets[1, :3] = True
+    sets[0, 2] = sets[1, :3] = sets[3, 1] = True
     monkeypatch.setattr(Calibration, "sets", lambda *_: sets)
+    monkeypatch.setattr(Calibration, "unlike", lambda *_: np.arange(4) == 3)
     names = read_run(Path(new_products)).info.classes
     line = [new_products, str(photos), "--boxes", str(photos.parent / "boxes.csv"), "--risk", "0.2"]
     results = predict.main([*line, "--output", str(tmp_path / "a.csv"), "--gallery", str(tmp_path / "a.png")])
     assert [r["answer"] for r in results] == [names[2], "unsure", None, "unsure"]
-    assert [sorted(r["set"]) for r in results] == [[names[2]], names[:3], [], []]
+    assert [sorted(r["set"]) for r in results] == [[names[2]], names[:3], [], [names[1]]]
+    assert [r["unlike"] for r in results] == [False, False, None, True]
     printed = capsys.readouterr().out
     assert "| answer" in printed and "| unsure " in printed
-    assert "answered 1 of 3 crops; unsure about 2, of which 1 may be none of the categories" in printed
+    assert "answered 1 of 3 crops; unsure about 2, of which 1 may show something else" in printed
     with open(tmp_path / "a.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["answer"] for row in rows] == [names[2], "unsure", "", "unsure"]
+    assert [row["unlike"] for row in rows] == ["False", "False", "", "True"]
     assert [row["set"] for row in rows] == ["; ".join(result["set"]) for result in results]
     predict.main([*line, "--output", str(tmp_path / "a.csv")])  # replaces its own file
     for _ in range(2):
@@ -419,6 +424,7 @@ def test_answers_are_added_to_the_file_of_a_detector(new_products, photos, detec
 
 def test_right_answers_are_counted(new_products, monkeypatch, capsys):
     monkeypatch.setattr(Calibration, "sets", lambda _, p: p == p.max(1, keepdims=True))
+    monkeypatch.setattr(Calibration, "unlike", lambda _, p: np.zeros(len(p), bool))
     results = predict.main([new_products, VAL, "--risk", "0.1"])
     right = sum(result["answer"] == result["label"] for result in results)
     assert f"answered 130 of 130 crops ({right} of 130 with a label correctly)" in capsys.readouterr().out

@@ -15,21 +15,13 @@ from common.files import atomic_path, terminal_table, write_csv
 KEYS = ("image", "box", "category", "probability", "top", "label", "error")  # of a result
 BOX_COLUMNS = ("x", "y", "width", "height")
 COLUMNS = ("image", "category", "probability", "label", "error", *BOX_COLUMNS, "top")  # of a CSV file
-SET_KEYS = ("answer", "set")  # of a result and of a CSV file with --risk, after the others
-UNSURE = "unsure"  # the answer if the set does not have exactly one category
+SET_KEYS = ("answer", "set", "unlike")  # of a result and of a CSV file with --risk, after the others
+UNSURE = "unsure"  # the answer if the set does not have exactly one category, or the crop is unlike the categories
 MAX_NAMES = 3  # categories of a set in the table for the terminal
 
 
-def collect(
-    inputs: Inputs,
-    classes: list[str],
-    logits: np.ndarray,
-    reasons: list[str],
-    *,
-    top_k: int,
-    calibration: Calibration | None = None,
-) -> list[dict]:
-    """One dict for each crop, with the `KEYS` and, with a calibration, the `SET_KEYS`.
+def collect(inputs: Inputs, classes: list[str], logits: np.ndarray, reasons: list[str], *, top_k: int) -> list[dict]:
+    """One dict for each crop, with the `KEYS`.
 
     Args:
         inputs: N crops.
@@ -37,37 +29,51 @@ def collect(
         logits: (N, C).
         reasons: (N,) why the crop could not be classified, or "".
         top_k: number of [category, probability] pairs in top, best first.
-        calibration: decides which categories are in set, best first. The answer is the category of a set that has only
-            one, and else `UNSURE`.
 
     Returns:
-        N dicts of JSON values. Values of the box that are not finite are None. For failed crops, category, probability
-        and answer are None, top and set are empty, and error is the reason.
+        N dicts of JSON values. Values of the box that are not finite are None. For failed crops, category and
+        probability are None, top is empty, and error is the reason.
     """
     results = []
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    in_set = calibration.sets(probabilities) if calibration else None
     for i, reason in enumerate(reasons):
-        box, top, names = inputs.boxes[i], [], []
+        box, top = inputs.boxes[i], []
         finite: list | None = None if box is None else [value if _finite(value) else None for value in box]
         if not reason:
-            best = np.argsort(-probabilities[i], kind="stable")
-            top = [[classes[k], float(probabilities[i, k])] for k in best[:top_k]]
-            names = [classes[k] for k in best if in_set is not None and in_set[i, k]]
-        result = {
-            "image": inputs.names[i],
-            "box": finite,
-            "category": top[0][0] if top else None,
-            "probability": top[0][1] if top else None,
-            "top": top,
-            "label": inputs.labels[i],
-            "error": reason or None,
-        }
-        if in_set is not None:
-            answer = names[0] if len(names) == 1 else UNSURE
-            result |= {"answer": None if reason else answer, "set": names}
-        results.append(result)
+            probabilities = softmax(logits[i].astype(np.float64))
+            best = np.argsort(-probabilities, kind="stable")[:top_k]
+            top = [[classes[k], float(probabilities[k])] for k in best]
+        results.append(
+            {
+                "image": inputs.names[i],
+                "box": finite,
+                "category": top[0][0] if top else None,
+                "probability": top[0][1] if top else None,
+                "top": top,
+                "label": inputs.labels[i],
+                "error": reason or None,
+            }
+        )
     return results
+
+
+def with_answers(results: list[dict], classes: list[str], logits: np.ndarray, calibration: Calibration) -> list[dict]:
+    """The results of `collect`, whose arguments are the same, with the `SET_KEYS`.
+
+    They are: the answer, which is the category of a set that has only one unless the crop is unlike those of the
+    categories, and else `UNSURE`; the set, the most probable category first; and whether the crop is unlike. For failed
+    crops, answer and unlike are None, and the set is empty.
+    """
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    best_first = np.argsort(-probabilities, axis=1, kind="stable")
+    answered = []
+    for result, order, in_set, unlike in zip(
+        results, best_first, calibration.sets(probabilities), calibration.unlike(probabilities).tolist(), strict=True
+    ):
+        names = [classes[k] for k in order if in_set[k]]
+        answer = names[0] if len(names) == 1 and not unlike else UNSURE
+        values = (None, [], None) if result["error"] else (answer, names, unlike)
+        answered.append(result | dict(zip(SET_KEYS, values, strict=True)))
+    return answered
 
 
 def write_predictions(path: Path, results: list[dict]) -> None:
@@ -142,7 +148,7 @@ def text_table(results: list[dict]) -> list[str]:
         if "set" in result:
             more = len(result["set"]) - MAX_NAMES
             shown = "; ".join(result["set"][:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
-            row += [result["answer"] or "", shown]
+            row += [result["answer"] or "", shown, "yes" if result["unlike"] else ""]
         rows.append(row)
     return terminal_table(header, rows)
 
@@ -157,10 +163,10 @@ def answer_line(results: list[dict], scored: np.ndarray) -> str:
         result["answer"] == result["label"] for result, ok in zip(results, answered & scored, strict=True) if ok
     )
     of_labels = f" ({right} of {(answered & scored).sum()} with a label correctly)" if scored.any() else ""
-    empty = sum(not result["set"] for result in classified)
+    unlike = sum(result["unlike"] for result in classified)
     return (
         f"answered {answered.sum()} of {len(classified)} crops{of_labels}; unsure about "
-        f"{len(classified) - answered.sum()}, of which {empty} may be none of the categories"
+        f"{len(classified) - answered.sum()}, of which {unlike} may show something else"
     )
 
 
