@@ -98,12 +98,14 @@ def calibrate(run: FinishedRun, risk: float) -> Calibration:
     new, clusters, unit = calibration_rows(run)
     number, needed = len(np.unique(clusters)), clusters_needed(risk)
     if number < needed:
-        split = "product_id" if run.report["products"] else "image_id"
+        column = "product_id" if run.report["products"] else "image_id"
+        folds = run.info.config["split_by"].startswith(column)
+        advice = "train with fewer folds" if folds else f"train with --split-by {column}"
         smallest = math.ceil(1e4 / (number + 1)) / 1e4
         instead = f", or choose --risk {smallest:g} or more" if number else ""
         raise InputError(
             f"--risk {risk:g} needs at least {needed} {unit}s in val that are not in train, and {run.folder} has "
-            f"{number}: train with --split-by {split}{instead}."
+            f"{number}: {advice}{instead}."
         )
     labels = np.searchsorted(run.info.classes, run.rows["label"][new])
     probabilities = run.probabilities[new]

@@ -110,7 +110,7 @@ def test_a_photo_is_unlike_the_others_if_no_category_is_probable():
 # Runs ----------------------------------------------------------------------------------------------------------------
 
 
-def fake_run(products, *, shared=(), images=None, ids=True):
+def fake_run(products, *, shared=(), images=None, ids=True, split_by=""):
     """A run whose val rows have these products; the probabilities of their labels rise from 0 to 1 in equal steps."""
     n = len(products)
     images = images or [f"photo{i}" for i in range(n)]
@@ -120,7 +120,11 @@ def fake_run(products, *, shared=(), images=None, ids=True):
     probabilities += 1 - right[:, None]
     report = {"products": {"shared": list(shared)} if ids else None}
     return SimpleNamespace(
-        folder="RUN", rows=rows, report=report, info=SimpleNamespace(classes=["a", "b"]), probabilities=probabilities
+        folder="RUN",
+        rows=rows,
+        report=report,
+        info=SimpleNamespace(classes=["a", "b"], config={"split_by": split_by}),
+        probabilities=probabilities,
     )
 
 
@@ -153,6 +157,10 @@ def test_photos_are_clusters_without_product_ids():
         (
             fake_run([f"p{i}" for i in range(18)]),
             "needs at least 19 products .* has 18: .*--split-by product_id, or .*0.0527 ",
+        ),
+        (
+            fake_run([f"p{i}" for i in range(18)], split_by="product_id:1/9"),
+            "has 18: train with fewer folds, or choose",
         ),
         (fake_run(["p0"] * 40, shared=["p0"]), "has 0: train with --split-by product_id\\."),
         (fake_run([""] * 12, ids=False), "19 photos .* has 12: train with --split-by image_id, or .*0.077 "),

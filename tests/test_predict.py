@@ -433,7 +433,11 @@ def test_right_answers_are_counted(new_products, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("which", "line", "words"),
     [
-        ("new_products", "--risk 0.01", "--risk 0.01 needs at least 99 products .* has 24: .*--risk 0.04 or more"),
+        (
+            "new_products",
+            "--risk 0.01",
+            "--risk 0.01 needs at least 99 products .* has 24: train with fewer folds, or .*--risk 0.04 or more",
+        ),
         (
             "cropped",
             "--risk 0.05",
