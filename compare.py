@@ -17,10 +17,8 @@ from typing import Any
 from common.config import InputError, printable, run
 
 QUESTIONS = ("crop", "augment", "strong", "models")  # what the variants add, and which model is better
-FILES = (
-    "comparison.json", "comparison.md", "comparison.html", "experiments.png", "differences.png", "reliability.png",
-    "confusion.png", "heat.png",
-)  # fmt: skip
+FIGURES = ("experiments", "differences", "reliability", "risk_coverage", "confusion", "heat")
+FILES = ("comparison.json", "comparison.md", "comparison.html", *(f"{name}.png" for name in FIGURES))
 
 
 def read_options(argv=None) -> argparse.Namespace:
@@ -100,6 +98,7 @@ def main(argv=None):
     write_json(out / "comparison.json", comparison)
     save_figure(out / "experiments.png", figures.bars(scored_experiments, baselines))
     save_figure(out / "reliability.png", figures.reliability(scored_experiments))
+    save_figure(out / "risk_coverage.png", figures.risk_coverage(comparison["experiments"]))
     save_figure(out / "confusion.png", figures.confusions([*runner_up, best]))
     for name in ("differences.png", "heat.png"):
         (out / name).unlink(missing_ok=True)  # from an earlier comparison

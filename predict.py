@@ -5,6 +5,11 @@ python predict.py RUN photos/ --boxes boxes.csv                 # many: CSV line
 python predict.py RUN photos/ --boxes detections.json --output found.json  # what a detector found (COCO results)
 python predict.py RUN val.parquet --output predictions.csv      # data in the training format, a Hub id or 'sample'
 python predict.py RUN 'photos/*.jpg' --gallery predictions.png  # also draw the photos with boxes and categories
+python predict.py RUN photos/ --boxes boxes.csv --risk 0.05     # answer "unsure" rather than a wrong category
+
+With --risk 0.05, each box gets the set of categories that are possible, which holds the right one for 95 % of photos of
+new products. The answer is "unsure" unless the set has exactly one category, and if the photo may show something else.
+The run needs --split-by product_id, as products that are also in train say nothing about new ones (docs/statistics.md).
 
 Images are cropped and resized as in the run's training. Images that cannot be used are listed with the reason; all
 others are classified.
@@ -31,6 +36,11 @@ def read_options(argv=None) -> argparse.Namespace:
     parser.add_argument("--split", default="", help="split of a table (default: val, or the only split)")
     parser.add_argument("--top-k", type=int, default=3, help="number of categories listed for each box (default: 3)")
     parser.add_argument(
+        "--risk",
+        type=float,
+        help="answer 'unsure' where needed to keep the share of wrong answers, of all photos, below this",
+    )
+    parser.add_argument(
         "--max-megapixels",
         type=int,
         default=DataConfig.max_megapixels,
@@ -47,6 +57,10 @@ def read_options(argv=None) -> argparse.Namespace:
         parser.error(f"--gallery {options.gallery}: the file name must end in .png")
     if options.top_k < 1:
         parser.error(f"--top-k is {options.top_k}: it must be at least 1")
+    if options.risk is not None and not 0 < options.risk < 1:
+        parser.error(f"--risk is {options.risk:g}: it must be between 0 and 1, such as 0.05")
+    if options.risk is not None and options.no_box_ok:
+        parser.error("--risk holds for crops like those of the run's val split: remove --no-box-ok")
     if options.max_megapixels < 1:
         parser.error(f"--max-megapixels is {options.max_megapixels}: it must be at least 1")
     return options
@@ -57,17 +71,21 @@ def main(argv=None):
     # Imported here because these take seconds, and --help should be fast.
     import numpy as np
 
+    from common.conformal import calibrate
     from common.data.boxes import upper_left_note
     from common.data.image_folder import count_and_names
     from common.deploy.classify import classify, load_model
     from common.deploy.gallery import is_gallery, save_gallery
     from common.deploy.inputs import read_inputs
     from common.deploy.predictions import (
+        UNSURE,
+        answer_line,
         caption,
         collect,
         has_detections,
         has_predictions,
         text_table,
+        with_answers,
         write_detections,
         write_predictions,
     )
@@ -81,6 +99,7 @@ def main(argv=None):
         check_output(options.gallery, is_gallery)
     trained = read_run(downloaded_run(str(options.run)))
     config, classes = replace(trained.config, max_megapixels=options.max_megapixels), trained.info.classes
+    calibration = calibrate(trained, options.risk) if options.risk is not None else None
     inputs = read_inputs(options.source, bbox=options.bbox, boxes=options.boxes, split=options.split)
     has_box = [box is not None for box in inputs.boxes]
     if config.crop and not any(has_box) and not options.no_box_ok:
@@ -94,6 +113,8 @@ def main(argv=None):
         pixel_boxes = [None if np.isnan(box).any() else box[:4].tolist() for box in boxes]
         inputs = replace(inputs, boxes=pixel_boxes, box_format="")
     results = collect(inputs, classes, logits, reasons, top_k=options.top_k)
+    if calibration:
+        results = with_answers(results, classes, logits, calibration)
     scored = np.array([not result["error"] and result["label"] in classes for result in results])
 
     run_folder = printable(str(options.run))
@@ -129,10 +150,16 @@ def main(argv=None):
             write_predictions(options.output, results)
         print(f"written: {printable(str(options.output))}")
     if options.gallery:
-        correct = [r["category"] == r["label"] if ok else None for r, ok in zip(results, scored, strict=True)]
+        correct = [
+            r["category"] == r["label"] if ok and r.get("answer") != UNSURE else None
+            for r, ok in zip(results, scored, strict=True)
+        ]
         captions = list(map(caption, results, correct))
         save_gallery(options.gallery, inputs, captions, correct, max_megapixels=options.max_megapixels)
         print(f"written: {printable(str(options.gallery))}")
+    if calibration:
+        print(calibration.promise)
+        print(answer_line(results, scored))
     if failed == len(results):
         raise InputError(f"no crop of {inputs.description} could be classified. Reason for the first: {reasons[0]}.")
     return results

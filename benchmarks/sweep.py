@@ -27,6 +27,7 @@ from common.compare.questions import ScoredExperiment, ask, correct
 from common.config import DataConfig, run
 from common.data.dataset import load_splits
 from common.data.sources import clean_categories, load_tables
+from common.data.table import Table
 from common.files import atomic_path, markdown_table
 from common.finished_run import read_run
 from common.run_folder import data_fingerprint
@@ -56,12 +57,19 @@ MODEL_TRIALS = {
 
 def write_train_split(data: str, folder: Path) -> None:
     """Writes the train split of `data`, without classes that do not occur in val, as a separate data set."""
-    if (folder / "train.parquet").exists():
-        return
     tables = load_tables(DataConfig(data=data, crop=True))
     names, kept = clean_categories(tables["train"]), set(clean_categories(tables["val"]))
-    rows = tables["train"].select([i for i, name in enumerate(names) if name in kept])
-    columns = pa.table({name: rows.column(name) for name in rows.columns})
+    write_rows(tables["train"].select([i for i, name in enumerate(names) if name in kept]), folder)
+
+
+def write_rows(rows: Table, folder: Path, **replaced: list) -> None:
+    """Writes `rows`, with other values in the columns `replaced`, as a data set without a val split.
+
+    Does nothing if the folder holds one.
+    """
+    if (folder / "train.parquet").exists():
+        return
+    columns = pa.table({name: rows.column(name) for name in rows.columns} | replaced)
     images = ({"bytes": image if isinstance(image, bytes) else None, "path": None} for image in rows.images())
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     schema = columns.schema.append(pa.field("image", kind))

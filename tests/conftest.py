@@ -77,7 +77,7 @@ def finished_run(shared, cache):
     """
 
     def finished_run(script, options="--crop"):
-        name = "".join([script, *options.split()])
+        name = "".join([script, *options.split()]).replace("/", "_")
         before, folder = shared / "before" / name, shared / "runs" / name
         folder.parent.mkdir(exist_ok=True)
         with FileLock(f"{folder}.lock"):

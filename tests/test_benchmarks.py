@@ -5,13 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import sweep
+from benchmarks import prediction_sets, sweep, wrong_labels
+from common.compare.experiments import group_runs
 from common.config import DataConfig, InputError
 from common.data.dataset import load_splits
 from common.data.sources import clean_category
+from common.finished_run import read_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,3 +99,75 @@ def test_sweep_sees_no_val_row(tmp_path):
     assert not set(ids) & set(val_ids) and names == [name for name in train if name in set(val)] != train
     with pytest.raises(InputError, match="no val split"):
         load_splits(DataConfig(data=str(tmp_path), cache=str(tmp_path / "cache")))
+
+
+def test_prediction_sets(finished_run, capsys):
+    run = str(finished_run("train_custom_cnn", "--crop --split-by product_id"))
+    prediction_sets.main([run, "--divisions", "3", "--scores", "LAC", "APS", "RAPS", "--risks", "0.1", "0.5"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| custom_cnn crop (")]
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines]
+    assert [row[2:4] for row in rows] == [[asked, name] for asked in ("0.9", "0.5") for name in ("LAC", "APS", "RAPS")]
+    for _, _, asked, _, covered, _, size, answered, wrong, products, _ in rows:
+        assert float(asked) - 0.15 < float(covered.split()[0]) <= 1 and products == "19"
+        assert 1 <= float(size) <= 13 and float(wrong) <= float(answered)
+
+
+def test_parts_of_products_share_no_product():
+    clusters = np.repeat(np.arange(24), 5)
+    parts = list(prediction_sets.parts(clusters, np.random.default_rng(0)))
+    assert np.sum(parts, axis=0).tolist() == [1] * 120
+    assert all(not set(clusters[part]) & set(clusters[~part]) for part in parts)
+
+
+def test_conformity_scores():
+    probabilities = np.array([[0.2, 0.5, 0.3]])
+    assert prediction_sets.lac(probabilities).tolist() == [[-0.2, -0.5, -0.3]]
+    assert prediction_sets.aps(probabilities) == pytest.approx(np.array([[1, 0.5, 0.8]]))
+    assert prediction_sets.raps(probabilities) == pytest.approx(np.array([[1.2, 0.5, 0.9]]))
+
+
+@pytest.mark.slow
+def test_unknown_classes(tmp_path, cache):
+    options = f"custom_cnn --groups 2 --epochs 1 --image-size 32 --blocks 8k3p2 --out {tmp_path} --cache {cache}"
+    done = run_benchmark("unknown_classes", *options.split())
+    found = table_rows(done)
+    for name in ("maximum probability", "energy", "nearest train photo", "Mahalanobis distance"):
+        assert 0.2 < float(found[name][0].split()[0]) < 0.8, "AUROC of a model that knows nothing"
+    known, wrong, unknown = (float(cell.split()[0]) for cell in found["risk 0.2"])
+    assert 0 <= wrong <= known <= 1 and 0 <= unknown <= 1
+    first, second = (
+        set(line.split(":")[0].removeprefix("without ").split(", ")) for line in done.stdout.splitlines()[:2]
+    )
+    assert not first & second and len(first | second) == 13, "each class is left out once"
+
+
+@pytest.mark.slow
+def test_wrong_labels(tmp_path, cache):
+    options = f"custom_cnn --draws 1 --folds 2 --epochs 1 --image-size 32 --out {tmp_path} --cache {cache}"
+    done = run_benchmark("wrong_labels", *options.split())
+    assert "32 of 638 labels swapped" in done.stdout
+    assert all(
+        0 <= float(share) <= 1 for shares in table_rows(done).values() for share in shares[:1] if share[0] == "0"
+    )
+
+
+def test_labels_are_swapped_for_other_classes():
+    names = ["a", "b", "c", None] * 25
+    swapped = wrong_labels.swap_labels(names, np.random.default_rng(0))
+    changed = [(old, new) for old, new in zip(names, swapped, strict=True) if old != new]
+    assert len(changed) == 4 and {new for _, new in changed} <= {"a", "b", "c"}
+
+
+def test_probabilities_of_folds_are_in_the_order_of_the_rows(finished_run):
+    runs = [read_run(finished_run("train_custom_cnn", f"--crop --split-by product_id:{fold}/3")) for fold in (1, 2, 3)]
+    (experiment,) = group_runs(runs)
+    probabilities, classes = wrong_labels.mean_probabilities(runs), np.array(runs[0].info.classes, dtype=object)
+    assert probabilities.shape == (len(experiment.ids), len(classes))
+    assert (probabilities.max(1) == experiment.probabilities[0].astype("f4")).all()
+    assert (classes[probabilities.argmax(1)] == experiment.predictions[0]).all()
+
+
+def test_suspicion_of_a_label():
+    labels, probabilities = np.array([0, 0, 1]), np.array([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4], [0.0, 1.0, 0.0]])
+    assert wrong_labels.self_confidence(None, labels, probabilities) == pytest.approx([-0.2, -0.3, -1.0])
+    assert wrong_labels.margin(None, labels, probabilities) == pytest.approx([0.5, 0.1, -1.0])

@@ -37,11 +37,14 @@ from common.compare.questions import (
 )
 from common.compare.shortcuts import VIEWS, load_val, masked_views
 from common.compare.summary import (
+    accuracy_of_answered,
+    answered_at,
     confused_pairs,
     experiment_summary,
     label_candidates,
     per_class,
     seed_and_leakage_notes,
+    share_at,
 )
 from common.config import IMAGENET, InputError
 from common.data.crop import PAD_COLOR
@@ -50,6 +53,7 @@ from common.data.splits import connected_groups
 from common.figures import confusion_counts, confusion_side, draw_confusion, save_figure
 from common.finished_run import find_runs, read_run
 from common.metrics import METRICS, calibration_error
+from common.stats import format_score
 from tests import helpers
 from tests.helpers import SAMPLE, edit_json, read_json
 
@@ -666,6 +670,18 @@ def test_a_confident_mistake_of_all_runs_may_be_a_wrong_label(write_run):
     assert row == {"row": 7, "image_id": "0007", "label": "sofa", "predicted": "bed", "weight": pytest.approx(0.9)}
 
 
+def test_the_least_probable_labels_come_first(write_run):
+    """The labels of rows 3, 7 and 9 have mean probabilities of .05, .02 and .03; the votes against them are equal."""
+    runs = [write_run("train_custom_cnn", f"--seed {seed}", wrong_in([3, 7, 9])) for seed in (0, 1)]
+    for run, probabilities in zip(runs, ((0.01, 0.03, 0.03), (0.09, 0.01, 0.03)), strict=True):
+        rows = pd.read_csv(run / "predictions.csv", dtype={"image_id": str})
+        rows.loc[[3, 7, 9], "loss"] = -np.log(probabilities)
+        rows.to_csv(run / "predictions.csv", index=False)
+        edit_json(run, "metrics.json", loss=rows["loss"].mean())
+    assert [row["row"] for row in label_candidates(scored(*runs))] == [7, 9, 3]
+    assert [row["row"] for row in label_candidates(scored(*runs), limit=2)] == [7, 9]
+
+
 def test_scores_of_a_class(write_run):
     (one,) = scored(write_run("train_custom_cnn", "", wrong_in([7])))
     sofa = per_class(one)["sofa"]
@@ -1037,7 +1053,7 @@ def test_a_comparison_has_no_speeds(comparison):
         assert not re.search("images/s|per_second|seconds|training", text)
 
 
-@pytest.mark.parametrize("name", ["experiments", "differences", "confusion", "reliability"])
+@pytest.mark.parametrize("name", ["experiments", "differences", "confusion", "reliability", "risk_coverage"])
 def test_figures_of_a_comparison(comparison, name):
     with Image.open(comparison / f"{name}.png") as picture:
         assert min(picture.size) > 200 and len(picture.convert("L").getcolors(256)) > 10
@@ -1216,6 +1232,76 @@ def test_a_comparison_does_not_use_pyplot(no_pyplot, runs, tmp_path):
 def test_a_gallery_does_not_use_pyplot(no_pyplot, runs, tmp_path):
     predict.main([str(runs["crop"]), str(SAMPLE), "--gallery", str(tmp_path / "found.png")])
     assert (tmp_path / "found.png").exists()
+
+
+# Answering only the most certain photos ------------------------------------------------------------------------------
+
+
+def certain(probabilities, wrong, labels=LABELS, products=PRODUCTS):
+    """An experiment of S seeds, of which seed s predicts the rows wrong[s] incorrectly; probabilities are (S, N)."""
+    ids = pd.DataFrame({"image_id": [f"{i:04}" for i in range(len(labels))], "product_id": products, "label": labels})
+    predictions = np.array([wrong_in(rows) for rows in wrong], dtype=object)
+    splits = np.full(predictions.shape, "")
+    seeds = list(range(len(wrong)))
+    return ScoredExperiment(
+        Experiment("cnn", "crop", seeds, ids, splits, predictions, probabilities=np.array(probabilities))
+    )
+
+
+RISING = np.linspace(0.25, 1, 120)  # probabilities: the last rows are the most certain
+
+
+def test_the_most_certain_rows_are_answered_first():
+    one = certain([RISING], [range(30)])
+    curve = accuracy_of_answered(one)
+    assert (curve[:90] == 1).all() and curve[119] == 0.75 and curve[99] == pytest.approx(0.9)
+    found = {share: answered_at(one, share).value for share in (0.5, 0.8, 1.0)}
+    assert found == {0.5: 1, 0.8: pytest.approx(90 / 96), 1.0: 0.75}
+    assert answered_at(one, 1.0) == one.estimates["accuracy"], "with its uncertainty"
+
+
+def test_each_seed_is_certain_of_rows_of_its_own():
+    two = certain([RISING, RISING[::-1]], [range(30), range(90, 120)])
+    assert accuracy_of_answered(two)[89] == 1 and answered_at(two, 1.0).value == 0.75
+    assert answered_at(two, 1.0).variance == pytest.approx(two.estimates["accuracy"].variance)
+
+
+def test_with_folds_the_curve_ends_at_the_accuracy_and_its_interval(write_folds):
+    (one,) = scored(*write_folds(0, range(20)), *write_folds(1, range(30), seed=1))
+    end, accuracy = answered_at(one, 1.0), one.estimates["accuracy"]
+    assert end.value == accuracy.value and end.variance == pytest.approx(accuracy.variance)
+
+
+def test_the_share_answered_at_an_error():
+    one = certain([RISING], [range(30)])  # 90 right, then wrong
+    assert share_at(one, 0.1) == pytest.approx(100 / 120)
+    assert share_at(one, 0.05) == pytest.approx(94 / 120)
+    assert share_at(certain([RISING], [[*range(30), 119]]), 0.1) == pytest.approx(98 / 120), "one of the most certain"
+
+
+def test_too_few_products_have_no_share_at_a_small_error():
+    """An error of 1 % needs 99 products, and there are 60; one of 2 % needs 49, which the first 98 rows show."""
+    one = certain([RISING], [range(30)])
+    assert share_at(one, 0.01) is None
+    assert share_at(one, 0.02) == 0, "the first 91 rows are accurate enough, but show too few products"
+    assert share_at(certain([RISING], [range(22)]), 0.02) == pytest.approx(100 / 120)
+    ten = certain([RISING], [range(30)], products=[f"p{i % 10}" for i in range(120)])
+    assert share_at(ten, 0.05) is None and share_at(ten, 0.1) == pytest.approx(100 / 120)
+
+
+def test_an_accuracy_needs_ten_products():
+    one = certain([RISING], [range(30)])
+    assert answered_at(one, 0.1) is None and answered_at(one, 0.2).value == 1, "12 rows show 6 products, 24 rows 12"
+
+
+def test_the_curve_of_an_experiment_is_in_the_comparison(found, comparison):
+    page = (comparison / "comparison.md").read_text()
+    for experiment in found["experiments"]:
+        curve = experiment["risk_coverage"]
+        assert curve["accuracy_of_answered"]["1"] == experiment["accuracy"]
+        assert curve["answered_at_error"]["0.01"] is None, "the sample has 86 products in val"
+        assert format_score(**experiment["accuracy"]) in page
+    assert "too few products" in page
 
 
 # The command line ----------------------------------------------------------------------------------------------------

@@ -24,10 +24,12 @@ import export
 import predict
 from common import provenance
 from common.config import DataConfig, InputError
+from common.conformal import Calibration, calibrate
 from common.data.dataset import load_splits
 from common.deploy import formats, gallery
 from common.deploy.classify import decode_crops
 from common.deploy.inputs import read_inputs
+from common.deploy.predictions import caption
 from common.files import RUN_FILES
 from common.finished_run import read_run
 from common.metrics import METRICS
@@ -391,6 +393,108 @@ def test_a_run_on_the_hub_is_checked_like_any_other(photos, on_the_hub, tmp_path
         predict.main(["me/chairs", str(photos / "a.jpg"), "--no-box-ok"])
 
 
+# Sets of categories --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def new_products(finished_run):
+    """A run whose val rows show 24 products that are not in train."""
+    return str(finished_run(CNN, "--crop --split-by product_id"))
+
+
+def test_a_set_has_the_categories_that_are_as_probable_as_those_of_new_products(new_products, capsys):
+    run = read_run(Path(new_products))
+    calibration = calibrate(run, 0.1)
+    results = predict.main([new_products, "sample", "--split", "train", "--risk", "0.1", "--top-k", "13"])
+    for result in results:
+        assert result["set"] == [name for name, p in result["top"] if np.float32(p) >= np.float32(calibration.least)]
+        assert result["unlike"] == (np.float32(result["probability"]) < np.float32(calibration.familiar))
+        sure = len(result["set"]) == 1 and not result["unlike"]
+        assert result["answer"] == (result["set"][0] if sure else "unsure")
+        assert result["category"] == result["top"][0][0], "stays available"
+    *_, promise, counts = capsys.readouterr().out.splitlines()
+    assert promise == calibration.promise and "calibrated on " in promise and "of 24 products: " in promise
+    assert "at least 90 %" in promise and "at most 10 %" in promise
+    answered = sum(result["answer"] != "unsure" for result in results)
+    assert counts.startswith(f"answered {answered} of {len(results)} crops")
+
+
+def test_the_answer_is_in_the_table_and_the_files(new_products, photos, tmp_path, monkeypatch, capsys):
+    """The sets of three photos have one, three and one categories; the last photo is unlike the others."""
+    sets = np.zeros((4, 13), bool)
+    sets[0, 2] = sets[1, :3] = sets[3, 1] = True
+    monkeypatch.setattr(Calibration, "sets", lambda *_: sets)
+    monkeypatch.setattr(Calibration, "unlike", lambda *_: np.arange(4) == 3)
+    names = read_run(Path(new_products)).info.classes
+    line = [new_products, str(photos), "--boxes", str(photos.parent / "boxes.csv"), "--risk", "0.2"]
+    results = predict.main([*line, "--output", str(tmp_path / "a.csv"), "--gallery", str(tmp_path / "a.png")])
+    assert [r["answer"] for r in results] == [names[2], "unsure", None, "unsure"]
+    assert [sorted(r["set"]) for r in results] == [[names[2]], names[:3], [], [names[1]]]
+    assert [r["unlike"] for r in results] == [False, False, None, True]
+    printed = capsys.readouterr().out
+    assert "| answer" in printed and "| unsure " in printed
+    assert "answered 1 of 3 crops; unsure about 2, of which 1 may show something else" in printed
+    with open(tmp_path / "a.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["answer"] for row in rows] == [names[2], "unsure", "", "unsure"]
+    assert [row["unlike"] for row in rows] == ["False", "False", "", "True"]
+    assert [row["set"] for row in rows] == ["; ".join(result["set"]) for result in results]
+    predict.main([*line, "--output", str(tmp_path / "a.csv")])  # replaces its own file
+    for _ in range(2):
+        predict.main([*line, "--output", str(tmp_path / "a.jsonl")])
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert [json.loads(text) for text in lines] == results
+    captions = [caption(result, None) for result in results]
+    assert captions[0].startswith(results[0]["category"]) and captions[1].startswith(
+        f"unsure: {results[1]['category']} "
+    )
+
+
+def test_answers_are_added_to_the_file_of_a_detector(new_products, photos, detect, tmp_path):
+    line = [
+        new_products,
+        str(photos),
+        "--boxes",
+        detect(DETECTIONS["file_name"]),
+        "--risk",
+        "0.1",
+        "--output",
+        str(tmp_path / "a.json"),
+    ]
+    for _ in range(2):
+        results = predict.main(line)
+    objects = json.loads((tmp_path / "a.json").read_text())
+    assert [item["answer"] for item in objects] == [r["answer"] for r in results] and all("set" in o for o in objects)
+
+
+def test_right_answers_are_counted(new_products, monkeypatch, capsys):
+    monkeypatch.setattr(Calibration, "sets", lambda _, p: p == p.max(1, keepdims=True))
+    monkeypatch.setattr(Calibration, "unlike", lambda _, p: np.zeros(len(p), bool))
+    results = predict.main([new_products, VAL, "--risk", "0.1"])
+    right = sum(result["answer"] == result["label"] for result in results)
+    assert f"answered 130 of 130 crops ({right} of 130 with a label correctly)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("which", "line", "words"),
+    [
+        (
+            "new_products",
+            "--risk 0.01",
+            "--risk 0.01 needs at least 99 products .* has 24: train with fewer folds, or .*--risk 0.04 or more",
+        ),
+        (
+            "cropped",
+            "--risk 0.05",
+            "needs at least 19 products .* has 12: train with --split-by product_id, or .* 0.077 ",
+        ),
+    ],
+)
+def test_a_risk_needs_enough_new_products(which, line, words, request, photos):
+    with pytest.raises(InputError, match=words):
+        predict.main([request.getfixturevalue(which), str(photos), "--boxes", "boxes.csv", *line.split()])
+
+
 # Mistakes ------------------------------------------------------------------------------------------------------------
 
 
@@ -441,6 +545,7 @@ def test_mistakes(whole, cropped, photos, which, line, words, monkeypatch):
 
 
 INVALID = ["--output found.txt", "--gallery found.jpg", "--top-k 0", "--max-megapixels 0"]
+INVALID += ["--risk 0", "--risk 1", "--risk nan", "--risk 0.1 --no-box-ok"]
 
 
 @pytest.mark.parametrize("option", INVALID)

@@ -109,24 +109,49 @@ def heat(mistakes: Sequence[Mistake]) -> Figure:
 
 def reliability(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
     """Reliability diagrams: accuracy by probability of the predicted class, with the seeds of an experiment pooled."""
-    columns = min(4, len(scored_experiments))
-    rows = -(-len(scored_experiments) // columns)
-    figure = Figure(figsize=(max(2.6 * columns, 4.5), 2.9 * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, scored in zip(axes.flat, scored_experiments, strict=False):
+    figure, axes = _small_multiples([scored.name for scored in scored_experiments])
+    for axis, scored in zip(axes, scored_experiments, strict=True):
         counts, expected, correct = calibration_bins(scored.experiment.probabilities.ravel(), scored.correct.ravel())
         filled = counts > 0
-        axis.axis("on")
         axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
         centers = (np.arange(len(counts)) + 0.5) / len(counts)
         axis.bar(centers, counts / counts.sum(), width=0.9 / len(counts), color="#d5dbe1")
         mean_probability = expected[filled] / counts[filled]
         accuracy = correct[filled] / counts[filled]
         axis.plot(mean_probability, accuracy, "o-", color="tab:blue", markersize=4)
-        axis.set(xlim=(0, 1), ylim=(0, 1))
-        axis.set_title(fill(scored.name, LABEL_WIDTH * 2 // 3), fontsize=9)
     figure.supxlabel("probability of the predicted class (bars: share of rows)", fontsize=10)
     figure.supylabel("accuracy", fontsize=10)
     return figure
+
+
+def risk_coverage(experiments: Sequence[dict]) -> Figure:
+    """The accuracy of the photos that are answered, by their share, with 95 % intervals.
+
+    `experiments` are the entries of comparison.json. Shares that show too few products are left out.
+    """
+    figure, axes = _small_multiples([experiment["name"] for experiment in experiments])
+    for axis, experiment in zip(axes, experiments, strict=True):
+        curve = experiment["risk_coverage"]["accuracy_of_answered"]
+        points = [(float(share), score["value"], *score["interval"]) for share, score in curve.items() if score]
+        if points:
+            shares, accuracies, low, high = zip(*points, strict=True)
+            axis.vlines(shares, low, high, color="black", linewidth=1)
+            axis.plot(shares, accuracies, "o-", color="tab:blue", markersize=4)
+        axis.grid(alpha=0.3)
+    figure.supxlabel("share of photos that are answered, the most certain first", fontsize=10)
+    figure.supylabel("accuracy of the answers", fontsize=10)
+    return figure
+
+
+def _small_multiples(titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A figure with square axes from 0 to 1 for each of `titles`."""
+    columns = min(4, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(max(2.6 * columns, 4.5), 2.9 * rows + 0.3), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for axis in axes[len(titles) :]:
+        axis.axis("off")
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+        axis.set_title(fill(title, LABEL_WIDTH * 2 // 3), fontsize=9)
+    return figure, axes[: len(titles)]

@@ -21,8 +21,17 @@ from common.stats import (
 Table = tuple[list[str], list[list[str]]]  # a header and rows of plain texts
 CANDIDATES_TEXT = (
     "Most runs predict the same class for these rows, and it is not the label. The weight is the share of runs that "
-    "predict this class, each weighted by its probability."
+    "predict this class, each weighted by its probability. The least probable labels come first."
 )
+ANSWERED_TEXT = (
+    "Photos are answered in the order of the probability of their predicted class, those of each seed on its own (with "
+    "folds, all folds together). The accuracy of the answered photos, by their share:"
+)
+AT_ERROR_TEXT = (
+    "The largest share that can be answered so that at most this share of the answers is wrong. It was chosen on these "
+    "photos and is too large for others; `predict.py --risk` holds for new products."
+)
+TOO_FEW = "too few products"
 COMMANDS_TEXT = (
     "The commands are those of each experiment's first run; comparison.json has the command and all options of each "
     "run."
@@ -55,6 +64,9 @@ def markdown(
     sections += ["## Classes", markdown_text(title), markdown_table(*class_table(best)), markdown_text(confused)]
     sections += ["![Confusion matrices](confusion.png)", "## Calibration", "![Reliability diagrams](reliability.png)"]
     sections += [markdown_table(*calibration_table(experiments))]
+    sections += ["## Answering only the most certain photos", "![Accuracy of the answered](risk_coverage.png)"]
+    sections += [ANSWERED_TEXT, markdown_table(*answered_table(experiments))]
+    sections += [AT_ERROR_TEXT, markdown_table(*at_error_table(experiments))]
     if comparison["mistakes"]["rows"]:
         sections += ["## Confident mistakes", markdown_text(mistakes_text(comparison))]
         sections += ["![Wrong predictions and what they depend on](heat.png)"]
@@ -162,6 +174,31 @@ def calibration_table(experiments: Sequence[dict]) -> Table:
     """Calibration error and log loss of each entry of comparison.json."""
     rows = [[e["name"], format_share(e["calibration_error"]), rounded(e["log_loss"], 3, 0)] for e in experiments]
     return ["experiment", "expected calibration error", "log loss (nats)"], rows
+
+
+def answered_table(experiments: Sequence[dict]) -> Table:
+    """The accuracy of the most certain answers, by the share of photos that are answered.
+
+    `experiments` are the entries of comparison.json.
+    """
+    curves = [experiment["risk_coverage"]["accuracy_of_answered"] for experiment in experiments]
+    shares = [share for share in curves[0] if round(10 * float(share)) % 2 == 0]
+    rows = []
+    for experiment, curve in zip(experiments, curves, strict=True):
+        scores = [curve[share] for share in shares]
+        cells = [format_score(score["value"], score["interval"]) if score else TOO_FEW for score in scores]
+        rows.append([experiment["name"], *cells])
+    return ["experiment", *(f"{100 * float(share):g} % answered" for share in shares)], rows
+
+
+def at_error_table(experiments: Sequence[dict]) -> Table:
+    """The share of photos that can be answered, by the share of wrong answers; of entries of comparison.json."""
+    shares = [experiment["risk_coverage"]["answered_at_error"] for experiment in experiments]
+    rows = [
+        [experiment["name"], *(TOO_FEW if share is None else format_share(share) for share in found.values())]
+        for experiment, found in zip(experiments, shares, strict=True)
+    ]
+    return ["experiment", *(f"{100 * float(error):g} % wrong" for error in shares[0])], rows
 
 
 def mistakes_text(comparison: dict) -> str:

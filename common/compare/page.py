@@ -20,8 +20,12 @@ from PIL import Image
 
 from common.compare.heat_maps import HEAT_ALPHA, Mistake, heat_shares
 from common.compare.markdown import (
+    ANSWERED_TEXT,
+    AT_ERROR_TEXT,
     CANDIDATES_TEXT,
     COMMANDS_TEXT,
+    answered_table,
+    at_error_table,
     best_experiment,
     calibration_table,
     candidate_table,
@@ -117,11 +121,16 @@ def page_content(
             for i, mistake in enumerate(mistakes)
         ],
         "mistakes_text": mistakes_text(comparison) if mistakes else "",
-        "risk_coverage": [
-            {"name": experiment["name"], "points": to_svg(answered)}
-            for experiment in experiments
-            if (answered := accuracy_of_answered(experiment))
-        ],
+        "answered": {
+            "text": ANSWERED_TEXT,
+            "table": answered_table(experiments),
+            "at_error_text": AT_ERROR_TEXT,
+            "at_error": at_error_table(experiments),
+            "curves": [
+                {"name": experiment["name"], "points": to_svg(accuracy_of_answered(experiment))}
+                for experiment in experiments
+            ],
+        },
         "settings": settings,
         "commands": differing,
         "commands_text": COMMANDS_TEXT,
@@ -309,8 +318,8 @@ def reliability(scored: ScoredExperiment) -> dict:
 
 
 def accuracy_of_answered(experiment: dict) -> list[tuple[float, float]]:
-    """Shares of the rows that are answered, and their accuracy, of an entry of comparison.json, if it has them."""
-    curve = experiment.get("risk_coverage", {}).get("accuracy_of_answered", {})
+    """Shares of the rows that are answered, and their accuracy, of an entry of comparison.json."""
+    curve = experiment["risk_coverage"]["accuracy_of_answered"]
     return [(float(share), score["value"]) for share, score in curve.items() if score]
 
 

@@ -36,7 +36,8 @@ def save_gallery(
         path: PNG file.
         inputs: N crops; those of one image are drawn on one photo.
         captions: (N,) the caption of each crop, such as "chair 91%" or an error.
-        correct: (N,) whether the prediction equals the label: green if it does, red if not, blue for None (no label).
+        correct: (N,) whether the prediction equals the label: green if it does, red if not, blue for None (no label, or
+            no answer).
         max_megapixels: larger photos are drawn as grey squares, like those that cannot be read.
     """
     photos: dict[int, list[int]] = {}
