@@ -1226,7 +1226,7 @@ def test_a_training_run_does_not_use_pyplot(no_pyplot, train):
 def test_a_comparison_does_not_use_pyplot(no_pyplot, runs, tmp_path):
     compare.main([str(runs["full"]), str(runs["crop"]), "--out", str(tmp_path)])
     compare.main(["--shortcuts", str(runs["crop"]), "--out", str(tmp_path)])
-    assert len(list(tmp_path.glob("*.png"))) == 6
+    assert len(list(tmp_path.glob("*.png"))) == 7
 
 
 def test_a_gallery_does_not_use_pyplot(no_pyplot, runs, tmp_path):

@@ -379,26 +379,20 @@ def test_confident_mistakes_have_a_photo_and_a_heat_map(out, page):
     )
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_accuracy_by_share_answered_is_shown_if_it_is_in_the_json_file(write_runs, tmp_path, given):
+def test_accuracy_by_share_answered_is_drawn_and_a_table(write_runs, tmp_path):
     folder = write_runs(["a", "b"], 40)
     comparison = compare.main([str(folder), "--out", str(tmp_path / "out")])
     experiments = scored(folder)
+    scores = {"0.5": {"value": 0.9, "interval": [0.8, 1]}, "1": {"value": 0.7, "interval": [0.6, 0.8]}}
     for experiment in comparison["experiments"]:
-        experiment.pop("risk_coverage", None)
-        if given:
-            curve = {
-                "0.1": None,
-                "0.5": {"value": 0.9, "interval": [0.8, 1]},
-                "1": {"value": 0.7, "interval": [0.6, 0.8]},
-            }
-            experiment["risk_coverage"] = {"accuracy_of_answered": curve}
+        curve = {"0.2": None} | scores
+        experiment["risk_coverage"] = {"accuracy_of_answered": curve, "answered_at_error": {"0.01": None, "0.1": 0.55}}
     content = page_content(experiments, [], questions(experiments), comparison, Photos(list(range(40)), {}))
     (tmp_path / "page.html").write_text(render(content))
     page = Page(tmp_path / "page.html")
-    curves = [points.split() for points in page.attribute("polyline", "points")]
-    assert ("Answering only the most certain photos" in page.text) == given
-    assert (["50.00,10.00", "100.00,30.00"] in curves) == given
+    assert ["50.00,10.00", "100.00,30.00"] in [points.split() for points in page.attribute("polyline", "points")]
+    assert "100 % answered custom_cnn full too few products 0.700 [0.600, 0.800]" in page.text
+    assert "1 % wrong 10 % wrong custom_cnn full too few products 0.550" in page.text
 
 
 # Hostile names -------------------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def test_a_study_trains_each_experiment_and_is_compared(start_study, tmp_path, c
         "custom_cnn: crop-augment vs. full", "custom_vit: crop-augment vs. full",
         "custom_vit vs. custom_cnn, crop-augment",
     ]  # fmt: skip
-    assert len(list((tmp_path / "comparison").glob("*.png"))) == 5
+    assert len(list((tmp_path / "comparison").glob("*.png"))) == 6
 
 
 def test_another_seed_is_added_and_other_options_are_refused(start_study, tmp_path):
