@@ -30,7 +30,8 @@ def read_options(argv=None) -> argparse.Namespace:
         nargs="+",
         choices=QUESTIONS,
         default=QUESTIONS,
-        help="questions to ask (default: all); fewer questions have narrower intervals, but choose before you look",
+        help="questions to ask (default: all); fewer questions have narrower intervals, but choose them before you see "
+        "any results",
     )
     parser.add_argument(
         "--data", default="", help="where the data of the runs is, unless it is the default or 'sample'"
@@ -83,7 +84,7 @@ def main(argv=None):
         mistakes = confident_mistakes(explained_run, data=options.data, cache=options.cache)
     except InputError as error:
         mistakes = []
-        notes.append(f"the heat maps of mistakes are missing: {error}")
+        notes.append(f"there are no heat maps of mistakes: {error}")
     comparison: dict[str, Any] = {
         "experiments": [experiment_summary(scored) for scored in scored_experiments],
         "baselines": [experiment_summary(scored) for scored in baselines],

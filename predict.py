@@ -7,9 +7,10 @@ python predict.py RUN val.parquet --output predictions.csv      # data in the tr
 python predict.py RUN 'photos/*.jpg' --gallery predictions.png  # also draw the photos with boxes and categories
 python predict.py RUN photos/ --boxes boxes.csv --risk 0.05     # answer "unsure" rather than a wrong category
 
-With --risk 0.05, each box gets the set of categories that are possible, which holds the right one for 95 % of photos of
-new products. The answer is "unsure" unless the set has exactly one category, and if the photo may show something else.
-The run needs --split-by product_id, as products that are also in train say nothing about new ones (docs/statistics.md).
+With --risk 0.05, each box gets a set of possible categories. For a photo of a new product, it holds the right one with
+a probability of at least 95 %. The answer is "unsure" if the set has none or several, or if the photo may show
+something else. The run needs enough val products that are not in train, as with --split-by product_id
+(docs/statistics.md).
 
 Images are cropped and resized as in the run's training. Images that cannot be used are listed with the reason; all
 others are classified.
@@ -19,7 +20,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from common.config import DataConfig, InputError, printable, run
+from common.config import DataConfig, InputError, count, printable, run
 
 MAX_SHOWN = 20  # rows printed to the terminal
 
@@ -38,7 +39,8 @@ def read_options(argv=None) -> argparse.Namespace:
     parser.add_argument(
         "--risk",
         type=float,
-        help="answer 'unsure' where needed to keep the share of wrong answers, of all photos, below this",
+        help="answer 'unsure' where needed, so that a photo of a new product gets a wrong answer with at most this "
+        "probability",
     )
     parser.add_argument(
         "--max-megapixels",
@@ -124,7 +126,7 @@ def main(argv=None):
     if remaining > 0:
         print(f"and {remaining} more" + ("" if options.output else "; use --output to save all results"))
     failed = sum(map(bool, reasons))
-    counts = f"{len(results)} crops, {len(results) - failed} classified, {failed} failed"
+    counts = f"{count(len(results), 'crop')}, {len(results) - failed} classified, {failed} failed"
     print(f"\n{printable(inputs.description)}: {counts}")
     if inputs.unread:
         print(printable(f"not read: {count_and_names(inputs.unread)}"))
@@ -142,7 +144,7 @@ def main(argv=None):
             print(f"{run_folder} used --split-by {split_by}, so some of these rows may be its training data")
     unknown = {r["label"] for r in results if r["label"] and not r["error"]} - set(classes)
     if unknown:
-        print(printable(f"not scored, because the model has no such class: {', '.join(sorted(unknown))}"))
+        print(printable(f"not scored, because the model does not know these categories: {', '.join(sorted(unknown))}"))
     if options.output:
         if inputs.detections and options.output.suffix == ".json":
             write_detections(options.output, inputs.detections, results)
@@ -161,7 +163,7 @@ def main(argv=None):
         print(calibration.promise)
         print(answer_line(results, scored))
     if failed == len(results):
-        raise InputError(f"no crop of {inputs.description} could be classified. Reason for the first: {reasons[0]}.")
+        raise InputError(f"{inputs.description}: no crop could be classified. Reason for the first: {reasons[0]}.")
     return results
 
 

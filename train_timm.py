@@ -57,8 +57,9 @@ def timm_config(name: str) -> Any:
         tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")) or "none"
         raise InputError(f"--model {name}: {error} Models with weights: {tags}.") from error
     if config is None:
-        similar = ", ".join(difflib.get_close_matches(name, timm.list_models())) or "convnext_tiny, for example"
-        raise InputError(f"--model {name} is not a timm model. Similar names: {similar}.")
+        similar = ", ".join(difflib.get_close_matches(name, timm.list_models()))
+        hint = f"Similar names: {similar}." if similar else "No name is similar; one that works is convnext_tiny."
+        raise InputError(f"--model {name} is not a timm model. {hint}")
     return config
 
 
@@ -88,12 +89,12 @@ def check_image_size(config: Config, options: dict[str, Any]) -> None:
             model(torch.empty(2, 3, size, size))
         patch_embed = getattr(model, "patch_embed", None)
         if isinstance(patch_embed, PatchEmbed) and size % patch_embed.patch_size[0]:
-            raise ValueError(f"It is not a multiple of the patch size {patch_embed.patch_size[0]}.")
+            raise ValueError(f"The size is not a multiple of the patch size {patch_embed.patch_size[0]}.")
     except Exception as error:  # depends on the model
         usual = timm_config(config.model).input_size[-1]
         reason = f" {error}".rstrip(". ") + "." if str(error) else ""
         raise InputError(
-            f"--model {config.model} cannot use --image-size {size}.{reason} It was made for {usual} pixels."
+            f"--model {config.model} cannot use --image-size {size}.{reason} The model was made for {usual} pixels."
         ) from error
 
 

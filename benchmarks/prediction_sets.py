@@ -1,7 +1,7 @@
 """Whether the sets of `predict.py --risk` hold the right category as often as promised, and how large they are.
 
 python study.py --data sample --models custom_cnn custom_vit resnet --weights none --image-size 64 --epochs 30 \
-    --variants crop-strong --folds 3 --seeds 2 --out runs/sets
+    --variants crop-strong --folds 3 --seeds 1 --out runs/sets
 python -m benchmarks.prediction_sets runs/sets
 python -m benchmarks.prediction_sets runs/sets --scores LAC APS RAPS   # other conformity scores
 

@@ -1,11 +1,11 @@
-"""Photos of things that a model does not know: how well scores tell them from known things, and how many get an answer.
+"""Photos of unknown classes: how well scores tell them from photos of known ones, and how many get an answer.
 
 python -m benchmarks.unknown_classes custom_cnn                # four runs on the bundled sample
 python -m benchmarks.unknown_classes resnet --weights none --image-size 64
 
-The classes are divided at random into groups. For each group, a model is trained without it, and without the val
-products of a third of the remaining products, which are the known photos; the photos of the group are unknown. The
-known photos that are refused or answered are counted on products that the calibration has not seen. Further options
+The classes are divided at random into groups. For each group, a model is trained without it and without a third of the
+remaining products, whose photos are the known ones; the photos of the group are the unknown ones. The known photos
+that are refused or answered are counted on products that the calibration has not seen. Further options
 are passed to the script. The same command continues where it was stopped.
 """
 

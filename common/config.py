@@ -36,6 +36,12 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def count(n: int, noun: str) -> str:
+    """Such as "1 row", "2,100 rows" and "3 categories"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
+    return f"{n:,} {noun if n == 1 else plural}"
+
+
 def option(
     default: Any,
     help: str,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.config import InputError
+from common.config import InputError, count
 from common.data.splits import connected_groups
 from common.finished_run import FinishedRun
 
@@ -34,20 +34,23 @@ class Calibration:
         return probabilities.astype(np.float32) >= np.float32(self.least)  # in the precision of the run's file
 
     def unlike(self, probabilities: np.ndarray) -> np.ndarray:
-        """Which photos are unlike those of the categories, (N,) bool: a share of new ones of at most `risk`, too.
+        """Which photos may show none of the categories, (N,) bool.
 
-        Their highest probability is too low (Hendrycks and Gimpel, 2017), as it is for photos with empty sets.
+        This is wrong for a photo of a new product with a probability of at most `risk`, too.
+
+        Their highest probability is below `familiar` (Hendrycks and Gimpel, 2017).
         """
         return probabilities.astype(np.float32).max(1) < np.float32(self.familiar)
 
     @property
     def promise(self) -> str:
         """The guarantee in one sentence."""
+        photo = "a random photo of a new product" if self.unit == "product" else "a random object in a new photo"
         return (
-            f"--risk {self.risk:g}, calibrated on {self.rows} val photos of {self.clusters} {self.unit}s: with a "
-            f"probability of at least {100 * (1 - self.risk):g} %, the set of a random photo of a new {self.unit} like "
-            f"these holds the right category, so at most {100 * self.risk:g} % get a wrong answer; and at most "
-            f"{100 * self.risk:g} % are taken for something else"
+            f"--risk {self.risk:g}, calibrated on {count(self.rows, 'val row')} of "
+            f"{count(self.clusters, self.unit)}: if new {self.unit}s are like these, the set of {photo} holds the "
+            f"right category with a probability of at least {100 * (1 - self.risk):g} %; a wrong answer, and being "
+            f"taken for something else, each have a probability of at most {100 * self.risk:g} %"
         )
 
 
@@ -104,7 +107,7 @@ def calibrate(run: FinishedRun, risk: float) -> Calibration:
         smallest = math.ceil(1e4 / (number + 1)) / 1e4
         instead = f", or choose --risk {smallest:g} or more" if number else ""
         raise InputError(
-            f"--risk {risk:g} needs at least {needed} {unit}s in val that are not in train, and {run.folder} has "
+            f"--risk {risk:g} needs at least {count(needed, unit)} in val that are not in train, and {run.folder} has "
             f"{number}: {advice}{instead}."
         )
     labels = np.searchsorted(run.info.classes, run.rows["label"][new])

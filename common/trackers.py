@@ -9,7 +9,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from common.config import InputError
 
-PROJECT = "image-classification"  # what trackers show the runs under
+PROJECT = "image-classification"  # in which trackers show the runs
 
 
 def tracker_names(text: str) -> list[str]:
@@ -22,7 +22,7 @@ def tracker_names(text: str) -> list[str]:
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise InputError(f"--log-with {name}: choose from {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}.")
-        if name not in map(str, get_available_trackers()):  # of which Accelerate would only warn, and log nothing
+        if name not in map(str, get_available_trackers()):  # Accelerate would only warn, and log nothing
             raise InputError(f"--log-with {name} needs a package that is not installed: pip install {name}")
     return names
 
@@ -37,7 +37,7 @@ def start_trackers(accelerator: Accelerator, folder: Path, run_id: str, config: 
         config: values of type bool, int, float or str.
 
     Raises:
-        InputError: a tracker cannot be started, for example because it wants a login.
+        InputError: a tracker cannot be started, for example because it needs a login.
     """
     name = f"{folder.resolve().name}-{run_id}"
     options = {

@@ -214,7 +214,7 @@ LINES = {
     "voc": "Pascal VOC annotations: 79 photos, 237 objects, 12 categories",
     "objects, folder": "Hugging Face objects: 79 photos, 237 objects, 12 categories",
     "objects, parquet": "Hugging Face objects: 79 photos, 237 objects, 12 categories",
-    "metadata": "metadata: 79 photos, 237 objects, 12 categories",
+    "metadata": "metadata.jsonl: 79 photos, 237 objects, 12 categories",
 }
 
 
@@ -669,14 +669,14 @@ DAMAGED = {
     "category": ("coco", change_annotation(category_id=99), r"category_id 99, which is not one of its categories"),
     "no category": ("coco", change_annotation(category_id=[1]), r"category_id \[1\], which is not one"),
     "image": ("coco", change_annotation(image_id=999), r"not one of its images \(1, 2, 3, ...\)"),
-    "image twice": ("coco", repeat("images", file_name="b.jpg"), "id 1 stands for two values of image: .* and 'b.jpg'"),
-    "category twice": ("coco", repeat("categories", name="b"), "id 10 stands for two values of category: .* and 'b'"),
-    "category, list": ("coco", rename_category(["RBC"]), "category 1. has no name that is a text"),
-    "category, none": ("coco", rename_category(None), "category 1. has no name that is a text"),
+    "image twice": ("coco", repeat("images", file_name="b.jpg"), "image id 1 is used twice, for .* and 'b.jpg'"),
+    "category twice": ("coco", repeat("categories", name="b"), "category id 10 is used twice, for .* and 'b'"),
+    "category, list": ("coco", rename_category(["RBC"]), "category 1. has no name, or"),
+    "category, none": ("coco", rename_category(None), "category 1. has no name, or"),
     "empty": ("coco", as_split_file(b""), "train.json cannot be read: the file is empty"),
     "broken": ("coco", as_split_file(b'{"images": [1'), "train.json is not valid JSON"),
     "no file": ("coco", name_photo(None), "image 1 has no file_name"),
-    "no photos": ("coco", lambda f: [p.unlink() for p in Path(f, "train2017").iterdir()], "none of them is in"),
+    "no photos": ("coco", lambda f: [p.unlink() for p in Path(f, "train2017").iterdir()], "none of the photos of"),
     "no YAML": ("yolo", write_bytes("data.yaml", b"names: [a, b"), "data.yaml cannot be read as YAML: while parsing"),
     "objects in YAML": ("yolo", write_bytes("data.yaml", b"!!python/object/apply:os.system [id]"), "read as YAML"),
     "no names": ("yolo", write_bytes("data.yaml", b"train: images/train"), "but data.yaml has no names of the classes"),
@@ -696,7 +696,7 @@ DAMAGED = {
     "lengths": (
         "objects, folder",
         write_bytes("train/metadata.jsonl", b'{"file_name": "a", "objects": {"bbox": [], "categories": [1]}}'),
-        "metadata.jsonl, line 1: objects has 0 boxes, but 1 categories",
+        "metadata.jsonl, line 1: objects has 0 boxes, but 1 category",
     ),
     "keys": (
         "objects, folder",
@@ -826,7 +826,7 @@ def test_boxes_that_reach_over_the_edge_a_little_are_clipped(load, rows, parquet
     report = audit(train, val)
     assert report["boxes"]["val"]["clipped"] == 1 and report["boxes"]["train"]["clipped"] == 0
     assert (
-        "val: 1 of 24 boxes reach over the edge of their images by up to a pixel or 1 %, and were clipped."
+        "val: 1 of 24 boxes clipped, because they extend past the edge of their images by at most 1 pixel or 1 %."
         in findings(report)
     )
     few["val"][0]["bbox"] = [-0.02 * width, 10, 50, 50]
@@ -843,7 +843,7 @@ def test_a_test_split_can_be_val(load, rows, parquet):
         load(data)
     assert_same(load(data, val_split="test"), load(parquet(rows, "expected")))
     for wrong in ("tset", "train"):
-        with pytest.raises(InputError, match=f"--val-split {wrong}: .* has no such split"):
+        with pytest.raises(InputError, match=f"--val-split {wrong}: .* no split of this name .* it has train, test"):
             load(data, val_split=wrong)
 
 
@@ -869,7 +869,7 @@ def test_a_photo_of_many_objects_is_no_duplicate_of_itself(load, many, write):
         "val": {"photos": 24, "median": 3.0, "maximum": 3},
         "in_both": 0,
     }
-    assert "24 photos; objects in a photo: median 3, maximum 3" in describe(train, val, report)
+    assert "24 photos; objects per photo: median 3, maximum 3" in describe(train, val, report)
     assert not any("identical" in sentence for sentence in findings(report))
 
 
@@ -885,5 +885,5 @@ def test_a_photo_in_train_and_val_is_pointed_out(load, many, write):
     val.write_text(json.dumps(other))
     report = audit(*load(folder))
     assert report["objects"]["in_both"] == 1 == report["duplicates"]["across_splits"]
-    sentence = "1 photos have objects in both train and val: use --split-by image_id to separate them."
+    sentence = "1 photo with objects in both train and val: use --split-by image_id to separate them."
     assert sentence in findings(report) and not any("identical" in s for s in findings(report))

@@ -355,6 +355,8 @@ def test_classes_with_few_val_rows_are_named(load, rows, parquet):
     report = audit(*load(parquet(rows)))
     assert "bed" in report["rare_in_val"]
     assert any("fewer than 5 val rows" in sentence and "bed" in sentence for sentence in findings(report))
+    many = findings(report | {"rare_in_val": list("abcdefghijklm")})
+    assert "classes with fewer than 5 val rows: a, b, c, d, e, f, g, h, i, j and 3 more." in many
 
 
 def test_data_without_ids_has_no_shared_products(load, rows, parquet):
@@ -375,7 +377,7 @@ def test_the_script_writes_its_report_and_skips_bad_rows(rows, parquet, cache, t
     assert report == returned
     assert report["bad_rows"][0]["id"] == "broken" and report["rows"]["train"]["bad"] == 1
     shown = capsys.readouterr().out
-    assert "1 bad rows" in shown and "broken" in shown and f"{tmp_path}/report.json" in shown
+    assert "  1 bad row skipped:" in shown and "broken" in shown and f"{tmp_path}/report.json" in shown
     assert all(sentence in shown for sentence in findings(report))
 
 

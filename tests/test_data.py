@@ -751,6 +751,20 @@ def test_numeric_ids_stay_strings(load, image_folder):
     assert sorted(load(image_folder)[1].ids()["product_id"]) == [f"{i:06}" for i in range(len(lines))]
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('["chair/1.jpg"]', "is not an object with file_name"),
+        ('{"file_name": 7, "bbox": [0, 0, 9, 9]}', ": file_name must be a text, not 7"),
+        ('{"name": "chair/1.jpg", "bbox": [0, 0, 9, 9]}', "has no column file_name; its columns are name, bbox"),
+    ],
+)
+def test_a_line_of_metadata_without_a_file_name_is_named(load, image_folder, line, words):
+    read_metadata(image_folder)[0].write_text(line)
+    with pytest.raises(InputError, match=f"metadata.jsonl, line 1 ?{words}"):
+        load(image_folder)
+
+
 def test_metadata_names_a_file_once(load, image_folder):
     path, lines = read_metadata(image_folder)
     path.write_text("\n".join(map(json.dumps, [*lines, lines[0]])))

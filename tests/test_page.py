@@ -368,7 +368,7 @@ def test_confident_mistakes_have_a_photo_and_a_heat_map(out, page):
     assert len(mistakes) > 3
     for mistake in mistakes:
         words = f"predicted {mistake['prediction']} {mistake['probability']:.0%}"
-        words += f" {format_share(mistake['on_product'], 2)} of the heat on the product"
+        words += f" {format_share(mistake['on_product'], 2)} of the heat is on the product"
         assert words in section and mistake["image_id"] in section
     photo, heat = [decoded(url) for url in page.attribute("img", "src")][:2]
     assert photo.size == heat.size == (32, 32)

@@ -472,7 +472,7 @@ def test_right_answers_are_counted(new_products, monkeypatch, capsys):
     monkeypatch.setattr(Calibration, "unlike", lambda _, p: np.zeros(len(p), bool))
     results = predict.main([new_products, VAL, "--risk", "0.1"])
     right = sum(result["answer"] == result["label"] for result in results)
-    assert f"answered 130 of 130 crops ({right} of 130 with a label correctly)" in capsys.readouterr().out
+    assert f"answered 130 of 130 crops (right: {right} of the 130 with a label)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import compare
 import predict
-from common.config import InputError, Interrupted, parse, printable, run
+from common.config import InputError, Interrupted, count, parse, printable, run
 from common.files import csv_text, markdown_table, markdown_text, write_csv
 from common.finished_run import read_run
 from common.run_folder import RunFolder
@@ -52,6 +52,11 @@ def test_printable_text_has_no_control_characters(text):
 def test_other_text_is_as_it_was():
     assert printable("Стул, 椅子, كرسي, Café \U0001f600 <b>`x`\\") == "Стул, 椅子, كرسي, Café \U0001f600 <b>`x`\\"
     assert printable("a\x1b[31m\n\u202e\udcff") == r"a\x1b[31m\n\u202e\udcff"
+
+
+def test_counts_have_singular_and_plural():
+    words = [count(1, "row"), count(2100, "row"), count(0, "box"), count(2, "class"), count(3, "category")]
+    assert words == ["1 row", "2,100 rows", "0 boxes", "2 classes", "3 categories"]
 
 
 @given(st.text(st.sampled_from("\\<>`|[](:!a\n")))

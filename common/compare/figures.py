@@ -119,7 +119,7 @@ def reliability(scored_experiments: Sequence[ScoredExperiment]) -> Figure:
         mean_probability = expected[filled] / counts[filled]
         accuracy = correct[filled] / counts[filled]
         axis.plot(mean_probability, accuracy, "o-", color="tab:blue", markersize=4)
-    figure.supxlabel("probability of the predicted class (bars: share of rows)", fontsize=10)
+    figure.supxlabel("probability of the predicted class (bars: share of predictions)", fontsize=10)
     figure.supylabel("accuracy", fontsize=10)
     return figure
 

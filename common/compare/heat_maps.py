@@ -89,7 +89,7 @@ def heat_shares(mistake: Mistake) -> str:
     if mistake.on_product is None or mistake.area is None:
         return ""
     shares = format_share(mistake.on_product, 2), format_share(mistake.area, 2)
-    return f"{shares[0]} of the heat on the product ({shares[1]} of the image)"
+    return f"{shares[0]} of the heat is on the product, which fills {shares[1]} of the image"
 
 
 def draw_heat(axis: Axes, pixels: np.ndarray, heat: np.ndarray) -> None:

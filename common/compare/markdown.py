@@ -24,12 +24,13 @@ CANDIDATES_TEXT = (
     "predict this class, each weighted by its probability. The least probable labels come first."
 )
 ANSWERED_TEXT = (
-    "Photos are answered in the order of the probability of their predicted class, those of each seed on its own (with "
-    "folds, all folds together). The accuracy of the answered photos, by their share:"
+    "Photos are answered in descending order of the probability of their predicted class, separately for each seed "
+    "(with folds, all folds together). The table shows the accuracy of the answers by the share of photos answered."
 )
 AT_ERROR_TEXT = (
-    "The largest share that can be answered so that at most this share of the answers is wrong. It was chosen on these "
-    "photos and is too large for others; `predict.py --risk` holds for new products."
+    "The next table shows the largest share of photos that can be answered with at most 1, 2, 5 or 10 % of the answers "
+    "wrong. It is chosen on these photos, so it is likely to be too large for others. `predict.py --risk` holds for "
+    "new products, but limits the wrong answers as a share of all photos."
 )
 TOO_FEW = "too few products"
 COMMANDS_TEXT = (
@@ -134,8 +135,9 @@ def family_text(questions: Sequence[Question]) -> str:
     number = len(questions)
     if number == 1:
         return "There is only one question, so no correction is needed."
+    hold = "both hold" if number == 2 else f"all {number} hold"
     return (
-        f"The intervals beside the differences are simultaneous: with at least 95 % confidence, all {number} hold the "
+        f"The intervals beside the differences are simultaneous: with at least 95 % confidence, {hold} the "
         f"true differences (Bonferroni: {100 * (1 - FAMILY_ERROR / number):.2f} % each). A difference is reported as "
         f"real if its interval does not contain zero, that is, if p multiplied by {number} is below 0.05. Fewer "
         "questions (`--ask`) have narrower intervals; they have to be chosen before the results are seen."
@@ -204,9 +206,9 @@ def at_error_table(experiments: Sequence[dict]) -> Table:
 def mistakes_text(comparison: dict) -> str:
     """What the heat maps of comparison.json's mistakes show."""
     return (
-        f"The wrong predictions of {comparison['mistakes']['run']} with the highest probabilities. Below, bright parts "
-        "are those that the prediction depends on: while a square at this place is painted over, its log probability "
-        "decreases most (occlusion: Zeiler and Fergus, 2014)."
+        f"The wrong predictions of {comparison['mistakes']['run']} with the highest probabilities, each with a heat "
+        "map. The prediction depends most on the bright parts: painting over a square there decreases its log "
+        "probability most (occlusion: Zeiler and Fergus, 2014)."
     )
 
 

@@ -31,7 +31,7 @@ function photoList(photos) { // arrays of a position in data.rows and of texts
 
 function shownOf(shown, total) {
   if (total === 0) return "None.";
-  return shown < total ? `${shown} of ${total} rows are in this page.` : "";
+  return shown < total ? `${shown} of ${total} rows are on this page.` : "";
 }
 
 function openGallery(host, title, photos, total, opener) {
@@ -187,7 +187,7 @@ for (const button of document.querySelectorAll("button.class-photos")) {
       .filter(([, seeds]) => seeds >= 0)
       .sort((a, b) => a[1] - b[1])
       .map(([i]) => [i, `predicted: ${answer(experiment, i)}`]);
-    const title = `${experiment.name}: photos of ${data.classes[label]}, rarely right first`;
+    const title = `${experiment.name}: photos of ${data.classes[label]}, least often right first`;
     openGallery(document.getElementById("class-photos"), title, photos, Number(button.dataset.count), button);
   });
 }

@@ -163,7 +163,7 @@ def label_candidates(scored_experiments: Sequence[ScoredExperiment], limit: int 
 
     Each run votes for its predicted class with its probability, and more than half of the weight must be for one other
     class. Of these rows, those whose labels have the lowest mean probability are returned. This score, the
-    self-confidence of confident learning (Northcutt, Jiang and Chuang, 2021), finds more wrong labels than the weight
+    self-confidence of confident learning (Northcutt, Jiang and Chuang, 2021), found more swapped labels than the weight
     of the votes (benchmarks/wrong_labels.py). "row" is the number of the row among `Experiment.ids`.
     """
     ids = scored_experiments[0].experiment.ids

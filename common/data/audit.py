@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from common.config import printable
+from common.config import count, printable
 from common.data.boxes import count_outside, upper_left_note
 from common.data.dataset import ClassificationDataset, format_problems
 from common.data.image_folder import count_and_names
@@ -12,6 +12,7 @@ from common.data.image_folder import count_and_names
 NEAR_DUPLICATE_BITS = 6  # maximum distance in bits, of 64, between the hashes of near-duplicate crops; see docs/data.md
 MAX_LISTED = 1000  # duplicate groups and pairs listed in the report; the counts beside them are complete
 BLOCK = 2**20  # pairs of crops that are compared at once
+MAX_NAMED = 10  # rare classes named at the start of a run; the report has all
 MIN_VAL_ROWS = 5  # classes with fewer val rows are reported as rare: their scores are too noisy to be useful
 
 
@@ -172,17 +173,17 @@ def describe(train: ClassificationDataset, val: ClassificationDataset, report: d
     lines = []
     for name, split in (("train", train), ("val", val)):
         kept = split.source_rows - split.dropped
-        dropped = f", {kept:,} after dropping {split.dropped} in unused categories" if split.dropped else ""
+        dropped = f", {kept:,} after dropping {split.dropped:,} in unused categories" if split.dropped else ""
         used = f", {len(split):,} used" if len(split) < kept else ""
         lines.append(f"{name:5}  {split.source_rows:,} rows{dropped}{used}")
         objects = report["objects"][name]
         if objects["maximum"] > 1:
             median = f"median {objects['median']:g}, maximum {objects['maximum']:,}"
-            lines.append(f"       {objects['photos']:,} photos; objects in a photo: {median}")
+            lines.append(f"       {count(objects['photos'], 'photo')}; objects per photo: {median}")
         if split.boxes is not None:
             lines.append(f"       {_crop_sizes(report['boxes'][name])}")
         if split.problems:
-            lines.append(f"       {len(split.problems)} bad rows skipped:")
+            lines.append(f"       {count(len(split.problems), 'bad row')} skipped:")
             lines += format_problems(split.problems).splitlines()
     lines += [
         f"image  3 x {train.pixels.shape[2]} x {train.pixels.shape[3]} uint8",
@@ -219,26 +220,30 @@ def findings(report: dict) -> list[str]:
     objects = report["objects"]
     if objects["in_both"]:
         sentences.append(
-            f"{objects['in_both']} photos have objects in both train and val: use --split-by image_id to separate them."
+            f"{count(objects['in_both'], 'photo')} with objects in both train and val: use --split-by image_id to "
+            "separate them."
         )
     if duplicates["across_splits"] > objects["in_both"]:
-        sentences.append(f"{duplicates['across_splits']} images occur in both train and val (identical files).")
+        sentences.append(f"{count(duplicates['across_splits'], 'image')} in both train and val (identical files).")
     if duplicates["within_a_split"]:
-        sentences.append(f"{duplicates['within_a_split']} images occur more than once in a split (identical files).")
+        sentences.append(f"{count(duplicates['within_a_split'], 'image')} repeated within a split (identical files).")
     if near["val_rows"]:
         sentences.append(
-            f"{near['val_rows']} val rows look almost the same as a train row: see near_duplicates in the report."
+            f"{count(near['val_rows'], 'val row')} almost equal to a train row by a hash of 64 bits, but possibly of "
+            "another object: see near_duplicates in the report."
         )
     for name, boxes in report["boxes"].items():
         if boxes["clipped"]:
             sentences.append(
-                f"{name}: {boxes['clipped']} of {report['rows'][name]['used']} boxes reach over the edge of their "
-                "images by up to a pixel or 1 %, and were clipped."
+                f"{name}: {boxes['clipped']} of {count(report['rows'][name]['used'], 'box')} clipped, because they "
+                "extend past the edge of their images by at most 1 pixel or 1 %."
             )
         if boxes["note"]:
             sentences.append(f"{name}: {boxes['note']}")
     if report["imbalance"] > 3:
         sentences.append(f"the largest class has {report['imbalance']:.1f} times as many train rows as the smallest.")
     if report["rare_in_val"]:
-        sentences.append(f"classes with fewer than {MIN_VAL_ROWS} val rows: {', '.join(report['rare_in_val'])}.")
+        first, more = report["rare_in_val"][:MAX_NAMED], len(report["rare_in_val"]) - MAX_NAMED
+        others = f" and {more} more" if more > 0 else ""
+        sentences.append(f"classes with fewer than {MIN_VAL_ROWS} val rows: {', '.join(first)}{others}.")
     return sentences

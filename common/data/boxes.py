@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from common.config import count
 from common.data.crop import edge_slack, malformed_box
 
 FIT = 0.95  # a table follows a convention if at least this share of its boxes fits
@@ -143,7 +144,7 @@ def _is_doubtful(boxes: np.ndarray, sizes: np.ndarray, slack: np.ndarray) -> boo
 
 
 def _share(chosen: np.ndarray) -> str:
-    return f"{chosen.sum():,} of {len(chosen):,} boxes"
+    return f"{chosen.sum():,} of {count(len(chosen), 'box')}"
 
 
 def _examples(boxes: np.ndarray, sizes: np.ndarray | None = None) -> str:

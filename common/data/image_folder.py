@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from common.config import ID_COLUMNS, InputError
+from common.config import ID_COLUMNS, InputError, count
 from common.data.table import (
     ImageFiles,
     Table,
@@ -54,7 +54,7 @@ def count_and_names(names: Sequence[str], n: int | None = None) -> str:
     """Such as "7 files (a, b, c, d, e, ...)": their number, by default that of `names`, and the first names."""
     n = len(names) if n is None else n
     first = [*map(printable_name, names[:5]), *["..."] * (n > 5)]
-    return f"{n:,} file{'s' * (n != 1)} ({', '.join(first)})"
+    return f"{count(n, 'file')} ({', '.join(first)})"
 
 
 def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dict[str, Table]:
@@ -179,8 +179,13 @@ def metadata_lines(folder: Path, file: str) -> list[dict]:
         raise InputError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
-            columns = f"its columns are {', '.join(map(str, line))}" if isinstance(line, dict) else "it has none"
-            raise InputError(f"{path}, line {number} has no column file_name; {columns}.")
+            if not isinstance(line, dict):
+                problem = " is not an object with file_name"
+            elif "file_name" in line:
+                problem = f": file_name must be a text, not {json.dumps(line['file_name'])[:60]}"
+            else:
+                problem = f" has no column file_name; its columns are {', '.join(map(str, line))}"
+            raise InputError(f"{path}, line {number}{problem}.")
     return lines
 
 

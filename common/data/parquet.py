@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from common.config import ID_COLUMNS, InputError
+from common.config import ID_COLUMNS, InputError, count
 from common.data.table import (
     ParquetFiles,
     Table,
@@ -156,7 +156,7 @@ def objects_of(value: Any) -> list[tuple[Any, Any]]:
         if not isinstance(boxes, list) or not isinstance(categories, list):
             raise ValueError(f"objects must have lists bbox and category; it has {', '.join(map(str, value))}.")
         if len(boxes) != len(categories):
-            raise ValueError(f"objects has {len(boxes)} boxes, but {len(categories)} categories.")
+            raise ValueError(f"objects has {count(len(boxes), 'box')}, but {count(len(categories), 'category')}.")
         return list(zip(boxes, categories, strict=True))
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise ValueError("objects must be a dict of lists or a list of dicts, with bbox and category.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 
-from common.config import ID_COLUMNS, DataConfig, InputError
+from common.config import ID_COLUMNS, DataConfig, InputError, count
 from common.data.annotations.layouts import read_annotations
 from common.data.boxes import are_fractions
 from common.data.hub import hub_or_cache
@@ -49,7 +49,7 @@ def load_tables(config: DataConfig, *extra_columns: str) -> dict[str, Table]:
     found = [name for name in val_names if name in splits]
     if config.val_split and (not found or config.val_split == "train"):
         raise InputError(
-            f"--val-split {config.val_split}: --data {config.data} has no such split apart from train, only "
+            f"--val-split {config.val_split}: --data {config.data} has no split of this name that could be val; it has "
             f"{', '.join(splits)}."
         )
     if len(found) > 1:
@@ -101,18 +101,10 @@ def describe_layout(tables: dict[str, Table]) -> str:
         return ""
     photos = sum(len(np.unique(rows.photos)) for rows in tables.values())
     categories = {name for rows in tables.values() for name in clean_categories(rows)} - {None}
-    counts = {
-        "photo": photos,
-        "object": sum(map(len, tables.values())),
-        "category": len(categories),
-    }
-    words = [f"{n:,} {_plural(name) if n != 1 else name}" for name, n in counts.items()]
+    objects = sum(map(len, tables.values()))
+    words = [count(photos, "photo"), count(objects, "object"), count(len(categories), "category")]
     remarks = dict.fromkeys(chain.from_iterable(rows.remarks for rows in tables.values()))
     return f"{first.layout}: {', '.join([*words, *remarks])}"
-
-
-def _plural(name: str) -> str:
-    return f"{name[:-1]}ies" if name.endswith("y") else f"{name}s"
 
 
 def read_splits(data: str) -> dict[str, Table]:

@@ -47,7 +47,7 @@ def verification_images(run: FinishedRun, data: str, cache: str) -> tuple[list[n
         val = run.splits(data, cache)[1]
     except InputError as error:
         reason = printable(str(error))
-        print(f"the val split is not available, so the check uses random noise instead: {reason}")
+        print(f"the exported model is checked on random noise, because the val split is not available. {reason}")
         size = run.config.image_size
         noise = np.random.default_rng(0).integers(0, 256, (100, 3, size, size), dtype=np.uint8)
         return [noise], False

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from common.config import InputError
+from common.config import InputError, count
 from common.data.annotations.coco import read_image_names
 from common.data.annotations.layouts import read_annotations
 from common.data.image_folder import count_and_names, csv_lines, list_files
@@ -114,7 +114,7 @@ def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = ""
         boxes=[box for _, _, box in crops],
         labels=[None] * len(crops),
         encoded=lambda rows: (read_file(files[crops[row][1]], folder) for row in rows),
-        description=f"{len(boxes_of)} image{'s' * (len(boxes_of) != 1)}",
+        description=count(len(boxes_of), "image"),
         unread=unread,
         detections=detections,
     )
@@ -182,7 +182,7 @@ def _read_table(source: str, split: str, splits: dict[str, Table]) -> Inputs:
         labels=clean_categories(rows) if "category" in rows else [None] * n,
         encoded=lambda chosen: rows.read_photos(int(rows.photos[i]) for i in chosen),
         # the split is not mentioned for a single file, which is always called train
-        description=f"{n} row{'s' * (n != 1)}" + f" of {split}" * (len(splits) > 1),
+        description=count(n, "row") + f" of {split}" * (len(splits) > 1),
         unread=rows.unread,
         box_format=rows.box_format,
     )

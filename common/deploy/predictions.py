@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
-from common.config import printable
+from common.config import count, printable
 from common.conformal import Calibration
 from common.deploy.inputs import Detections, Inputs
 from common.files import atomic_path, terminal_table, write_csv
@@ -16,7 +16,7 @@ KEYS = ("image", "box", "category", "probability", "top", "label", "error")  # o
 BOX_COLUMNS = ("x", "y", "width", "height")
 COLUMNS = ("image", "category", "probability", "label", "error", *BOX_COLUMNS, "top")  # of a CSV file
 SET_KEYS = ("answer", "set", "unlike")  # of a result and of a CSV file with --risk, after the others
-UNSURE = "unsure"  # the answer if the set does not have exactly one category, or the crop is unlike the categories
+UNSURE = "unsure"  # the answer if the set has none or several categories, or the crop may show something else
 MAX_NAMES = 3  # categories of a set in the table for the terminal
 
 
@@ -59,9 +59,9 @@ def collect(inputs: Inputs, classes: list[str], logits: np.ndarray, reasons: lis
 def with_answers(results: list[dict], classes: list[str], logits: np.ndarray, calibration: Calibration) -> list[dict]:
     """The results of `collect`, whose arguments are the same, with the `SET_KEYS`.
 
-    They are: the answer, which is the category of a set that has only one unless the crop is unlike those of the
-    categories, and else `UNSURE`; the set, the most probable category first; and whether the crop is unlike. For failed
-    crops, answer and unlike are None, and the set is empty.
+    The answer is the only category of the set or, if it has none or several or the crop is unlike those of the
+    categories, `UNSURE`. The set has the most probable category first. For failed crops, answer and unlike are None,
+    and the set is empty.
     """
     probabilities = softmax(logits.astype(np.float64), axis=1)
     best_first = np.argsort(-probabilities, axis=1, kind="stable")
@@ -154,18 +154,19 @@ def text_table(results: list[dict]) -> list[str]:
 
 
 def answer_line(results: list[dict], scored: np.ndarray) -> str:
-    """How many crops of a table of results with the `SET_KEYS` were answered and, for those with a label that the
-    model knows, `scored` (N,) bool, how many of the answers are right.
+    """How many crops were answered, from results with the `SET_KEYS`, and how many of the answers are right.
+
+    Only crops with a label that the model knows, `scored` (N,) bool, can be right.
     """
     classified = [result for result in results if not result["error"]]
     answered = np.array([result["answer"] not in (None, UNSURE) for result in results])
     right = sum(
         result["answer"] == result["label"] for result, ok in zip(results, answered & scored, strict=True) if ok
     )
-    of_labels = f" ({right} of {(answered & scored).sum()} with a label correctly)" if scored.any() else ""
+    of_labels = f" (right: {right} of the {(answered & scored).sum()} with a label)" if scored.any() else ""
     unlike = sum(result["unlike"] for result in classified)
     return (
-        f"answered {answered.sum()} of {len(classified)} crops{of_labels}; unsure about "
+        f"answered {answered.sum()} of {count(len(classified), 'crop')}{of_labels}; unsure about "
         f"{len(classified) - answered.sum()}, of which {unlike} may show something else"
     )
 

@@ -95,12 +95,12 @@ def _add_objects(photos: AnnotatedPhotos, split: str, name: str, content: dict) 
     images = _by_id(path, content["images"], "image", "file_name")
     for key, file_name in images.items():
         if not isinstance(file_name, str):
-            raise InputError(f"{path}: image {_short(key)} has no file_name that is a text.")
+            raise InputError(f"{path}: image {_short(key)} has no file_name, or one that is not a text.")
     objects: dict[Any, list[dict]] = {key: [] for key in images}
     for number, annotation in enumerate(content["annotations"]):
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
         if annotation.get("iscrowd") == 1:
-            photos.counts["crowd boxes skipped"] += 1
+            photos.counts["crowd box"] += 1
             continue
         if _key(category_id) not in categories:
             known = ", ".join(map(_short, list(categories)[:5]))
@@ -109,7 +109,7 @@ def _add_objects(photos: AnnotatedPhotos, split: str, name: str, content: dict) 
                 f"which is not one of its categories ({known}{', ...' * (len(categories) > 5)})."
             )
         if not isinstance(categories[_key(category_id)], str | int | float) or categories[_key(category_id)] == "":
-            raise InputError(f"{path}: category {_short(category_id)} has no name that is a text.")
+            raise InputError(f"{path}: category {_short(category_id)} has no name, or one that is not a text.")
         if _key(image_id) not in objects:
             known = ", ".join(map(_short, list(objects)[:3]))
             raise InputError(
@@ -135,7 +135,7 @@ def _by_id(path: Path, items: list[dict], kind: str, field: str) -> dict[Any, An
         key, value = _key(item.get("id")), item.get(field)
         if values.setdefault(key, value) != value:
             raise InputError(
-                f"{path}: id {_short(key)} stands for two values of {kind}: {_short(values[key])} and {_short(value)}."
+                f"{path}: the {kind} id {_short(key)} is used twice, for {_short(values[key])} and {_short(value)}."
             )
     return values
 

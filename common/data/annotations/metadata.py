@@ -25,7 +25,7 @@ def read_metadata(photos: AnnotatedPhotos) -> None:
         if kind is None:
             continue
         photos.used.add(name)
-        layouts.add("Hugging Face objects" if kind == "objects" else "metadata")
+        layouts.add("Hugging Face objects" if kind == "objects" else name.rpartition("/")[2])
         of_lines = [photos.find(printable_name(line["file_name"]), [folder]) for line in lines]
         of_lines = [photo if photo in photos.images else f"{folder}/{photo}".strip("/") for photo in of_lines]
         for photo in of_lines:

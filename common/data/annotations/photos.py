@@ -1,6 +1,6 @@
 """What all layouts of annotated photos have in common: finding the photos, and making tables of the objects in them.
 
-A row is one object; a photo may have many, which follow one another. Annotations name photos; only photos that lie in
+A row is one object; a photo may have many, which follow one another. Annotations name photos; only photos that are in
 the folder are read, whatever the names are. Sizes of photos in annotations are not used: for rotated photos, tools
 disagree on them.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from common.config import ID_COLUMNS, InputError
+from common.config import ID_COLUMNS, InputError, count
 from common.data.split_names import folder_splits
 from common.data.table import (
     SEGMENTATION,
@@ -44,7 +44,7 @@ class AnnotatedPhotos:
         self.layout = ""  # such as "COCO annotations"
         self.box_format = ""  # see `common.data.boxes.to_pixels`
         self.used: set[str] = set()  # files of annotations
-        self.counts: Counter[str] = Counter()  # of what is skipped, in words
+        self.counts: Counter[str] = Counter()  # of what is skipped, such as "crowd box"
         self.splits: dict[str, list[tuple[str, dict]]] = {}  # photo and columns of each object
 
     def path(self, name: str) -> Path:
@@ -90,7 +90,7 @@ class AnnotatedPhotos:
                 for is_in in (True, False)
             )
             raise InputError(
-                f"{self.folder}: {inside} is in a folder named after a split, but {outside} is not. Move all files to "
+                f"{self.folder}: {inside} is in a folder named after a split, but {outside} is not. Put all files into "
                 "folders of splits such as train and val, or rename the folder."
             )
         return [split or "train" for split in found]
@@ -105,7 +105,7 @@ class AnnotatedPhotos:
         shown = {photo for rows in self.splits.values() for photo, _ in rows}
         others = [name for name in self.files if printable_name(name) not in shown and name not in self.used]
         unread = tuple(map(printable_name, [*skipped, *others]))
-        remarks = tuple(f"{n:,} {words}" for words, n in self.counts.items())
+        remarks = tuple(f"{count(n, noun)} skipped" for noun, n in self.counts.items())
         columns = {name for rows in self.splits.values() for _, row in rows for name in row if row[name] is not None}
         return {split: self._table(split, rows, columns, unread, remarks) for split, rows in self.splits.items()}
 
@@ -117,10 +117,9 @@ class AnnotatedPhotos:
         found = [photo in self.images for photo in numbers]
         if not any(found):
             example = next(iter(self.images), None)
-            has = f"whose photos are called {example!r} or similar" if example else "which contains no photos"
+            has = f"which contains photos such as {example!r}" if example else "which contains no photos"
             raise InputError(
-                f"the {self.layout} name photos such as {rows[0][0]!r} for {split}, but none of them is in "
-                f"{self.folder}, {has}."
+                f"{self.layout}: none of the photos of {split}, such as {rows[0][0]!r}, is in {self.folder}, {has}."
             )
         paths = [str(self.path(self.images[photo])) if ok else "" for photo, ok in zip(numbers, found, strict=True)]
         states = [file_state(path) if path else [] for path in paths]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from common.config import InputError
+from common.config import InputError, count
 from common.data.annotations.photos import AnnotatedPhotos
 from common.data.segmentation import bounds, segmentation_of
 
@@ -156,13 +156,13 @@ def _add_objects(
         polygon = len(values) >= 6 and len(values) % 2 == 0
         if len(values) != 4 and not polygon:
             raise InputError(
-                f"{photos.path(label)}, line {number} has {len(words)} values: a box is class, cx, cy, w, h, and an "
-                "outline has at least three points."
+                f"{photos.path(label)}, line {number} has {count(len(words), 'value')}: a box is class, cx, cy, w, h, "
+                "and a polygon has at least three points."
             )
         if class_number not in names:
             raise InputError(
                 f"{photos.path(label)}, line {number}: class {class_number} has no name; "
-                f"{names_file} names {len(names)} classes."
+                f"{names_file} names {count(len(names), 'class')}."
             )
         columns = {}
         if polygon:
