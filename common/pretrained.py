@@ -117,7 +117,8 @@ def read_state_dict(path: str) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return state.get("state_dict", state)
     except Exception as error:  # the exception depends on the file format
-        raise InputError(f"--weights {path} cannot be read as a state dict: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--weights {path} is not a .safetensors or .pth file with a state dict: {reason}") from error
 
 
 def _unavailable(model: str) -> str:

@@ -319,6 +319,13 @@ def test_rows_without_an_image_id_are_not_one_group(load, rows, parquet):
     )
 
 
+def test_rows_that_all_have_one_image_id_cannot_be_split(load, rows, parquet):
+    """Fewer folds would not help."""
+    same = {split: [dict(row, image_id="same") for row in rows[split]] for split in rows}
+    with pytest.raises(InputError, match="image_id: each category occurs with only one image_id, so none can be in"):
+        load(parquet({"train": same["train"]}), split_by="image_id")
+
+
 def test_rows_whose_product_is_nan_have_none(load, rows, parquet):
     lines = {
         split: [

@@ -86,7 +86,7 @@ def test_a_study_is_planned_before_anything_is_trained(plan, tmp_path):
     table = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     assert table[0][:3] == ["seeds", "runs", "questions"]
     images, products = (int(number) for number in table[0][3].split() if number.isdigit())
-    assert images == 32 and 10 <= products <= 32 and table[0][5] == f"128 images of {4 * products} products"
+    assert images == 32 and 10 <= products <= 32 and table[0][5] == f"128 rows of {4 * products} products"
     assert [row[:3] for row in table[2:]] == [
         [str(seeds), str(3 * seeds), questions] for seeds in (3, 5, 6, 10) for questions in ("1", "2")
     ]

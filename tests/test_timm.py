@@ -199,7 +199,7 @@ def test_weights_of_a_file(name, tmp_path):
         with pytest.raises(InputError, match=r"weights\.pth do not fit this model: .*s\.2\."):
             build(name, weights=str(path))
     path.write_bytes(b"hello")
-    with pytest.raises(InputError, match=r"weights\.pth cannot be read"):
+    with pytest.raises(InputError, match=r"weights\.pth is not a .safetensors or .pth file with a state dict"):
         build(name, weights=str(path))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from common.compare.experiments import group_runs
 from common.compare.grid import Job, decode_data, durations, is_finished, time_left
 from common.compare.questions import MIN_CLUSTERS, MIN_SEEDS, ScoredExperiment, pairs, questions
+from common.config import count
 from common.data.dataset import load_splits
 from common.data.splits import connected_groups
 from common.finished_run import FinishedRun, read_run
@@ -92,7 +93,8 @@ def plan_report(jobs: Sequence[Job]) -> str:
     experiments = list(dict.fromkeys((job.script, job.variant) for job in jobs))
     asked = len(list(pairs(experiments)))
     left = time_left([job for job in jobs if job not in done], durations(done))
-    lines = [f"{len(jobs)} runs of {len(experiments)} experiments: {len(done)} finished, {left}"]
+    runs = f"{count(len(jobs), 'run')} of {count(len(experiments), 'experiment')}"
+    lines = [f"{runs}: {len(done)} finished, {left}"]
     if not done:
         lines.append("The time is estimated from finished runs. The study keeps those that --seeds 1 trains.")
     if not asked:
@@ -119,13 +121,14 @@ def _smallest_differences_table(
     spread = measured_spread(changes) if changes else MEASURED_ON_SAMPLE
     source = f"measured in finished runs, n = {len(changes)}" if changes else "assumed, as on the sample"
     over_products, on_a_product, over_seeds = (100 * sd for sd in astuple(spread))
+    unit = "product" if any(ids["product_id"]) else "photo"
     lines = [
         f"Smallest difference in accuracy, in points, that is found with a probability of {POWER:.0%}. Standard",
-        f"deviations in points ({source}): {over_products:.0f} of a difference over products,",
-        f"{on_a_product:.0f} of a model over seeds on one product, {over_seeds:.1f} of a model over seeds on many.",
+        f"deviations in points ({source}): {over_products:.0f} of a difference over {unit}s,",
+        f"{on_a_product:.0f} of a model over seeds on one {unit}, {over_seeds:.1f} of a model over seeds on many.",
         "",
         "| seeds | runs | questions |"
-        + "".join(f" {k * len(val)} images of {k * clusters} products |" for k in TIMES_IMAGES),
+        + "".join(f" {count(k * len(val), 'row')} of {count(k * clusters, unit)} |" for k in TIMES_IMAGES),
         "| --- " * (3 + len(TIMES_IMAGES)) + "|",
     ]
     own_seeds = len(jobs) // experiments

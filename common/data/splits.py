@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from common.config import ID_COLUMNS, InputError
+from common.config import ID_COLUMNS, InputError, count
 from common.data.table import Table
 
 
@@ -96,14 +96,15 @@ def assign_folds(rows: Table, categories: list[str | None], split: Split) -> tup
         for name in set(categories)
         if name is not None
     }
-    classes = sorted(name for name, count in group_counts.items() if count >= 2)
+    classes = sorted(name for name, number in group_counts.items() if number >= 2)
     chosen = np.array([i for i, name in enumerate(categories) if name in classes], dtype=np.int64)
     folds = np.zeros(len(categories), dtype=np.int64)
     if len(set(groups[chosen])) < split.folds:
         number = len(set(groups[chosen]))
-        raise InputError(
-            f"--split-by {split.column}: {number} groups cannot be divided into {split.folds} folds. Use fewer folds."
-        )
+        problem = f"{count(number, 'group')} cannot be divided into {split.folds} folds. Use fewer folds"
+        if not number:
+            problem = f"each category occurs with only one {split.column}, so none can be in both train and val"
+        raise InputError(f"--split-by {split.column}: {problem}.")
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import, and only this option needs it
 
     splitter = StratifiedGroupKFold(split.folds, shuffle=True, random_state=split.partition)
