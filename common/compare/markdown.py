@@ -29,8 +29,9 @@ ANSWERED_TEXT = (
 )
 AT_ERROR_TEXT = (
     "The next table shows the largest share of photos that can be answered with at most 1, 2, 5 or 10 % of the answers "
-    "wrong. It is chosen on these photos, so it is likely to be too large for others. `predict.py --risk` holds for "
-    "new products, but limits the wrong answers as a share of all photos."
+    "wrong. Only shares that show at least 99, 49, 19 or 9 products count: 0.000 means that none of them is accurate "
+    "enough, although a smaller one may be. The share is chosen on these photos, so it is likely to be too large for "
+    "others. `predict.py --risk` holds for new products, but limits the wrong answers as a share of all photos."
 )
 TOO_FEW = "too few products"
 COMMANDS_TEXT = (
@@ -208,7 +209,7 @@ def mistakes_text(comparison: dict) -> str:
     return (
         f"The wrong predictions of {comparison['mistakes']['run']} with the highest probabilities, each with a heat "
         "map. The prediction depends most on the bright parts: painting over a square there decreases its log "
-        "probability most (occlusion: Zeiler and Fergus, 2014)."
+        "probability most (occlusion: Zeiler and Fergus, 2014). Each map has its own scale."
     )
 
 
