@@ -148,7 +148,7 @@ def test_products_in_one_photo_are_one_cluster():
 def test_photos_are_clusters_without_product_ids():
     run = fake_run([""] * 6, images=["x", "x", "y", "y", "z", "z"], ids=False)
     found = calibrate(run, 0.25)
-    assert (found.clusters, found.unit) == (3, "photo") and "a new photo like these" in found.promise
+    assert (found.clusters, found.unit) == (3, "photo") and "a random object in a new photo" in found.promise
 
 
 @pytest.mark.parametrize(

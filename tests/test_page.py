@@ -356,7 +356,7 @@ def test_the_matrix_has_the_classes_with_most_errors(write_runs, tmp_path, monke
     folder = write_runs([f"c{i}" for i in range(6)], 60)
     _, shown, matrices = confusion_matrices(scored(folder))
     assert len(shown) == 3 and all({i, j} <= set(shown) for cells in matrices for i, j, *_ in cells)
-    assert "The matrix has the 3 of 6 classes with most errors." in compared(folder, tmp_path / "out").text
+    assert "The matrix shows the 3 of 6 classes with the most errors." in compared(folder, tmp_path / "out").text
 
 
 # Heat maps, and answering only some photos ----------------------------------------------------------------------------

@@ -504,7 +504,7 @@ def test_a_risk_needs_enough_new_products(which, line, words, request, photos):
         ("cropped", "{photos}", "--no-box-ok"),
         ("cropped", "{photos} --bbox 1,2,3,4", "--bbox .*3 images"),
         ("cropped", "{photos}/a.jpg --bbox 1,2,3", "--bbox: 1,2,3 is not a box"),
-        ("cropped", "{photos}/a.jpg --bbox 1,2,3,9999", "1 image .*9999.*outside"),
+        ("cropped", "{photos}/a.jpg --bbox 1,2,3,9999", "1 image: .*9999.*outside"),
         ("cropped", "{photos} --boxes {photos}/nope.csv", "nope.csv"),
         ("cropped", "{photos} --boxes {photos}/wrong.csv", "wrong.csv has no column x, y, width, height"),
         ("cropped", "{photos} --boxes {photos}/typo.csv", "typo.csv, line 2: A.jpg .*a.jpg"),
