@@ -944,7 +944,7 @@ def test_damaged_weights_are_a_note(finished_run, hub_folder, cache, monkeypatch
     baselines, notes = find_baselines(experiments_of(finished_run("train_custom_cnn")), cache=cache)
     assert [b.name for b in baselines] == ["majority class", "nearest neighbour crop"]
     (note,) = notes
-    assert "ImageNet features" in note and "resnet18-f37072fd.pth cannot be read" in note
+    assert "ImageNet features" in note and "resnet18-f37072fd.pth is not a .safetensors or .pth" in note
 
 
 def test_features_are_computed_once_for_all_folds_and_from_the_largest_images(resnet, load, monkeypatch):
