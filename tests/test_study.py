@@ -15,7 +15,7 @@ import compare
 import study
 import train_custom_cnn
 import train_resnet
-from common.compare import grid
+from common.compare import grid, workers
 from common.compare.experiments import group_runs
 from common.compare.grid import Job, plan_jobs, time_left
 from common.config import InputError
@@ -43,16 +43,25 @@ def start_study(cache, tmp_path, monkeypatch, own_handler):
     def start_study(line):
         started = []
 
-        def execute(job, config_file):
-            started.append(job.folder.name)
-            try:
-                helpers.main(job.script, job.argv)
-            except InputError:
-                return False
-            return True
+        class LaunchHere(workers.Launch):
+            def __init__(self, job, config_file, environment):
+                self.job, self.environment, self.output = job, environment, Path("output")
+                self.reason = None
+                started.append(job.folder.name)
+                try:
+                    helpers.main(job.script, job.argv)
+                except InputError as error:
+                    self.reason = f"error: {error}"
 
-        monkeypatch.setattr(study, "execute", execute)
-        study.main([*line.split(), "--cache", cache, "--out", str(tmp_path / "study")])
+            def is_running(self):
+                return False
+
+            def error(self):
+                return self.reason
+
+        monkeypatch.setattr(workers, "Launch", LaunchHere)
+        more = "" if "--jobs" in line else " --jobs 1"
+        study.main([*f"{line}{more}".split(), "--cache", cache, "--out", str(tmp_path / "study")])
         return started
 
     return start_study
