@@ -136,8 +136,9 @@ def main(argv=None):
     jobs = jobs_of(options, script_options)
     if options.plan:
         from common.compare.plan import plan_report
+        from common.compare.workers import shares
 
-        return print(plan_report(jobs))
+        return print(plan_report(jobs, workers=len(shares(options.jobs, jobs, options.config_file))))
     if options.list:
         from common.compare.workers import command
 
@@ -192,11 +193,13 @@ def train_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> Non
                     number = sum(job.script == script for job in given_up)
                     bar.write(f"{script}: every run fails for this reason, so {number} more are not tried")
                 waiting = [job for job in waiting if job not in given_up]
-        except KeyboardInterrupt:
+        except BaseException as error:  # no run is left behind
             for launch in running:
                 launch.stop()
             for launch in running:
                 launch.wait()
+            if not isinstance(error, KeyboardInterrupt):
+                raise
             folders = ", ".join(str(launch.job.folder) for launch in running)
             raise Interrupted(f"stopped during {folders}: run the same command again to continue") from None
     finished = sum((job.folder / "metrics.json").exists() for job in jobs)

@@ -206,7 +206,11 @@ def main() -> None:
         os.environ |= {"HF_DATASETS_CACHE": f"{folder}/datasets", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         for kind in ("jpeg", "png") if "batches" in args.parts else ("jpeg",):
             make_data(args.folder / kind, kind, {"train": args.rows, "val": 12})
-        cases = {"batches": ("jpeg", "jpeg --augment", "png", "png --augment"), "start": args.sizes, "study": args.epochs}
+        cases = {
+            "batches": ("jpeg", "jpeg --augment", "png", "png --augment"),
+            "start": args.sizes,
+            "study": args.epochs,
+        }
         for name in args.parts:
             print_rows(PARTS[name].__doc__, [PARTS[name](args, case) for case in cases.get(name, args.models)])
 

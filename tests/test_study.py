@@ -66,6 +66,7 @@ def start_study(cache, tmp_path, monkeypatch, own_handler):
         study.main([*f"{line}{more}".split(), "--cache", cache, "--out", str(tmp_path / "study")])
         return started
 
+    start_study.cache, start_study.out = cache, tmp_path / "study"
     return start_study
 
 
@@ -273,6 +274,32 @@ def test_commands_of_unfinished_runs_are_listed(start_study, tmp_path, capsys):
     ]
     done = subprocess.run([*listed[0], "--dry-run"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_error_leaves_no_run_behind(start_study, monkeypatch):
+    stopped = []
+
+    class Endless(workers.Launch):
+        def __init__(self, job, config_file, environment):
+            if job.config.seed == 1:
+                raise InputError("the output cannot be written")
+            self.job, self.environment = job, environment
+
+        def is_running(self):
+            return True
+
+        def stop(self):
+            stopped.append(self.job.config.seed)
+
+        def wait(self):
+            stopped.append("waited")
+
+    monkeypatch.setattr(workers, "Launch", Endless)
+    monkeypatch.setattr(workers, "shares", lambda *_: [{}, {}])
+    line = f"{SHORT} --models custom_cnn --variants full --seeds 2 --cache {start_study.cache} --out {start_study.out}"
+    with pytest.raises(InputError, match="cannot be written"):
+        study.main(line.split())
+    assert stopped == [0, "waited"]
 
 
 # Side by side --------------------------------------------------------------------------------------------------------

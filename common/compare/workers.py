@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Launch:
 
     def stop(self) -> None:
         """Asks the script to finish its step and save a checkpoint; `wait` waits until it has done so."""
-        if self.is_running():
+        with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
             for process in psutil.Process(self.process.pid).children(recursive=True) or [self.process]:
                 process.send_signal(signal.SIGTERM)
 
