@@ -1,9 +1,11 @@
-"""Trains a grid of experiments (models x variants x seeds), one run after another.
+"""Trains a grid of experiments (models x variants x seeds), as many runs at the same time as the machine has cores.
 
 python study.py --data sample                     # four models, four variants, six seeds
 python study.py --data sample --recipe lab        # the ten experiments of the lab study
 python study.py --data sample --folds 5           # cross-validation over the products of train and val
 python study.py --data sample --plan              # the time it will take, and the differences that it can find
+python study.py --data sample --jobs 2            # two runs at the same time
+python study.py --data sample --list              # the commands of the unfinished runs, for a scheduler of your own
 python study.py --data sample --models timm mine  # train_timm.py, and a script of your own, train_mine.py
 python compare.py runs/study                      # analyse the results
 
@@ -18,17 +20,14 @@ import importlib
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 from tqdm import tqdm
 
 from common.config import KNOWN_DATA, VARIANTS, InputError, Interrupted, TrainConfig, printable, run
-from common.files import check_output, locked_folder
+from common.files import locked_folder
 
 if TYPE_CHECKING:
     from common.compare.grid import Job
@@ -72,6 +71,12 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
     parser.add_argument(
         "--plan", action="store_true", help="print the runs, their time and what they can find; train nothing"
     )
+    parser.add_argument("--list", action="store_true", help="print the commands of unfinished runs; train nothing")
+    parser.add_argument(
+        "--jobs",
+        default="auto",
+        help="number of runs at the same time (default: auto: one on each GPU or, without a GPU, on each core)",
+    )
     parser.add_argument("--out", default="", help="folder for the runs (default: runs/study or runs/study-lab)")
     parser.add_argument(
         "--config-file",
@@ -92,46 +97,13 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
             parser.error(f"--models {name}: there is no train_{name}.py, but scripts for {', '.join(scripts)}")
     if not Path(options.config_file).is_file():
         parser.error(f"--config-file {options.config_file}: no such file")
+    if options.jobs != "auto" and not re.fullmatch(r"[1-9]\d{0,3}", options.jobs, re.ASCII):
+        parser.error(f"--jobs is {options.jobs}: it must be auto or at least 1")
     if options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}: it must be at least 1")
     if options.folds == 1 or options.folds < 0:
         parser.error(f"--folds is {options.folds}: it must be 0 or at least 2")
     return options, [*script_options, ["--recipe", options.recipe]]
-
-
-def execute(job: "Job", config_file: str) -> bool:
-    """Runs a job with `accelerate launch` and returns whether it succeeded.
-
-    The output is appended to a file in the folder output/ beside the run folder: a run that has outlived an earlier
-    study may still be writing to it.
-
-    Raises:
-        Interrupted: on Ctrl-C or SIGTERM, after the run has saved a checkpoint.
-    """
-    script = Path(__file__).with_name(f"{job.script}.py")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config_file]
-    output = job.folder.parent / "output" / f"{job.folder.name}.txt"
-    check_output(output, lambda path: True)  # is appended to
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "ab") as file:
-        before = file.tell()
-        child = subprocess.Popen(
-            [*launch, str(script), *job.argv], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        while child.poll() is None:
-            time.sleep(0.1)
-    except KeyboardInterrupt:
-        for process in psutil.Process(child.pid).children(recursive=True) or [child]:
-            process.send_signal(signal.SIGTERM)  # the script finishes its step and saves a checkpoint
-        child.wait()
-        raise Interrupted(f"stopped during {job.folder}: run the same command again to continue") from None
-    if child.returncode:
-        lines = output.read_bytes()[before:].decode("utf-8", "replace").splitlines()
-        errors = [line for line in lines if line.startswith("error: ")]
-        reason = errors[-1] if errors else f"exit code {child.returncode}"
-        tqdm.write(printable(f"{job.folder} failed, see {output}: {reason}"))
-    return child.returncode == 0
 
 
 def config_class(script: str) -> type[TrainConfig]:
@@ -164,34 +136,72 @@ def main(argv=None):
     jobs = jobs_of(options, script_options)
     if options.plan:
         from common.compare.plan import plan_report
+        from common.compare.workers import shares
 
-        return print(plan_report(jobs))
+        return print(plan_report(jobs, workers=len(shares(options.jobs, jobs, options.config_file))))
+    if options.list:
+        from common.compare.workers import command
+
+        unfinished = [job for job in jobs if not (job.folder / "metrics.json").exists()]
+        return print(*(shlex.join(command(job, options.config_file)) for job in unfinished), sep="\n")
     root = jobs[0].folder.parent
     with locked_folder(root):
-        train_all(jobs, root, options.config_file)
+        train_all(jobs, root, options)
 
 
-def train_all(jobs: "list[Job]", root: Path, config_file: str) -> None:
+def train_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> None:
     """Trains the jobs in the locked folder `root` that are not finished, and prints how many are.
 
     Raises:
         InputError: a run failed, or a finished one has been deleted.
+        Interrupted: on Ctrl-C or SIGTERM, after the runs have saved checkpoints.
     """
     from common.compare.grid import decode_data, durations, is_finished, time_left
+    from common.compare.workers import Failures, Launch, shares
 
+    free = shares(options.jobs, jobs, options.config_file)
+    workers = len(free)
     fingerprints = decode_data(jobs)
     done = [job for job in jobs if is_finished(job, fingerprints[job.data_key])]
     waiting = [job for job in jobs if job not in done]
-    seconds = durations(done)
+    seconds, failures = durations(done), Failures()
+    running: list[Launch] = []
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # handle SIGTERM like Ctrl-C
     with tqdm(
         total=len(jobs), initial=len(done), unit="run", bar_format="{desc} {bar} {n}/{total} runs, {elapsed}"
     ) as bar:
-        for i, job in enumerate(waiting):
-            bar.set_description_str(f"{job.folder.name}, {time_left(waiting[i:], seconds)}")
-            if execute(job, config_file):
-                seconds |= durations([job])
-            bar.update()
+        try:
+            while waiting or running:
+                while waiting and free:
+                    running.append(Launch(waiting.pop(0), options.config_file, free.pop(0)))
+                names = running[0].job.folder.name if len(running) == 1 else f"{len(running)} runs at the same time"
+                left = time_left([launch.job for launch in running] + waiting, seconds, workers)
+                bar.set_description_str(f"{names}, {left}")
+                while all(launch.is_running() for launch in running):
+                    time.sleep(0.1)
+                for launch in [launch for launch in running if not launch.is_running()]:
+                    running.remove(launch)
+                    free.append(launch.environment)
+                    if error := launch.error():
+                        bar.write(printable(failures.add(launch, error)))
+                    else:
+                        seconds |= durations([launch.job])
+                        failures.succeeded.add(launch.job.script)
+                    bar.update()
+                given_up = [job for job in waiting if failures.same(job.script)]
+                for script in dict.fromkeys(job.script for job in given_up):
+                    number = sum(job.script == script for job in given_up)
+                    bar.write(f"{script}: every run fails for this reason, so {number} more are not tried")
+                waiting = [job for job in waiting if job not in given_up]
+        except BaseException as error:  # no run is left behind
+            for launch in running:
+                launch.stop()
+            for launch in running:
+                launch.wait()
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            folders = ", ".join(str(launch.job.folder) for launch in running)
+            raise Interrupted(f"stopped during {folders}: run the same command again to continue") from None
     finished = sum((job.folder / "metrics.json").exists() for job in jobs)
     own_data = [] if jobs[0].config.data in KNOWN_DATA else ["--data", jobs[0].config.data]
     compare = shlex.join(["python", "compare.py", str(root), *own_data])

@@ -12,6 +12,8 @@ import contextlib
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -132,6 +134,27 @@ def dry_run(options: tuple[str, ...]) -> tuple[float, float]:
     return time.perf_counter() - begin, (memory.rss - memory.shared) / 2**20
 
 
+def study(args: Namespace, epochs: int) -> dict:
+    """Four runs of the small CNN on the sample, one after another with all threads, and side by side (--jobs auto)"""
+    models = "--data sample --models custom_cnn --variants crop crop-strong --seeds 2".split()
+    count, cache = 4, args.folder / "study-cache"
+
+    def runs_an_hour(jobs: str) -> float:
+        out = args.folder / "study"
+        options = ["--epochs", str(epochs), "--jobs", jobs, "--cache", str(cache), "--out", str(out)]
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "study.py", *models, *options], check=True, capture_output=True)
+        seconds = time.perf_counter() - begin
+        shutil.rmtree(out)
+        return 3600 * count / seconds
+
+    train_custom_cnn.main(["--data", "sample", "--crop", "--dry-run", "--cache", str(cache)])  # fills the cache
+    rates = alternate({jobs: partial(runs_an_hour, jobs) for jobs in ("1", "auto")}, args.rounds)
+    cells = {"case": f"{epochs} epochs"} | {f"--jobs {j}, runs/h": f"{median(rates[j]):,.0f}" for j in rates}
+    times = [one / side_by_side for one, side_by_side in zip(rates["1"], rates["auto"], strict=True)]
+    return cells | {"time auto / 1": f"{median(times):.2f} ({min(times):.2f} to {max(times):.2f})"}
+
+
 @torch.no_grad()
 def predict(args: Namespace, name: str) -> dict:
     """predict.py on JPEGs, compared with decoding alone, the model alone, and their bound, as both need all cores"""
@@ -159,7 +182,7 @@ def options_for(data: Path, *flags: str) -> tuple[str, ...]:
     return ("--data", f"{data}", "--cache", f"{data.parent}/cache", "--crop", "--fit", "squash", "--dry-run", *flags)
 
 
-PARTS = {part.__name__: part for part in (batches, training, start, predict)}
+PARTS = {part.__name__: part for part in (batches, training, start, study, predict)}
 
 
 def main() -> None:
@@ -170,6 +193,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300, help="number of photos of each kind, at least a batch")
     parser.add_argument("--seconds", type=float, default=6.0, help="minimum length of a turn")
     parser.add_argument("--sizes", type=int, nargs="*", default=[2_000, 20_000, 200_000], help="rows of `start`")
+    parser.add_argument("--epochs", type=int, nargs="*", default=[6], help="epochs of the runs of `study`")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     args.models = args.models or list(MODELS)[: None if args.device == "cuda" else -1]
@@ -182,7 +206,11 @@ def main() -> None:
         os.environ |= {"HF_DATASETS_CACHE": f"{folder}/datasets", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         for kind in ("jpeg", "png") if "batches" in args.parts else ("jpeg",):
             make_data(args.folder / kind, kind, {"train": args.rows, "val": 12})
-        cases = {"batches": ("jpeg", "jpeg --augment", "png", "png --augment"), "start": args.sizes}
+        cases = {
+            "batches": ("jpeg", "jpeg --augment", "png", "png --augment"),
+            "start": args.sizes,
+            "study": args.epochs,
+        }
         for name in args.parts:
             print_rows(PARTS[name].__doc__, [PARTS[name](args, case) for case in cases.get(name, args.models)])
 

@@ -80,12 +80,9 @@ def check_model(config: C, build_model: Callable[[C, int], nn.Module]) -> None:
     Raises:
         InputError: its options are incompatible, or it is larger than the memory of this machine.
     """
-    options: dict[str, Any] = {"weights": "none"} if hasattr(config, "weights") else {}
     memory = psutil.virtual_memory().total
     try:
-        with torch.device("meta"):
-            model = build_model(replace(config, **options), 2)
-        needed: float = 4 * FLOAT_BYTES * sum(parameter.numel() for parameter in model.parameters())
+        needed: float = 4 * parameter_bytes(config, build_model)
     except RuntimeError as error:
         if "overflow" not in str(error):
             raise
@@ -97,6 +94,14 @@ def check_model(config: C, build_model: Callable[[C, int], nn.Module]) -> None:
         )
 
 
+def parameter_bytes(config: C, build_model: Callable[[C, int], nn.Module]) -> int:
+    """The size in float32 of the parameters of a model for two classes, which is built without weights and memory."""
+    options: dict[str, Any] = {"weights": "none"} if hasattr(config, "weights") else {}
+    with torch.device("meta"):
+        model = build_model(replace(config, **options), 2)
+    return FLOAT_BYTES * sum(parameter.numel() for parameter in model.parameters())
+
+
 def use_all_cores() -> None:
     """Sets the number of threads of a launched process to its share of the physical cores available to it.
 
@@ -105,8 +110,7 @@ def use_all_cores() -> None:
     """
     launched = any(name in os.environ for name in ("ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"))
     if launched and os.environ.get("OMP_NUM_THREADS") == "1" and not launcher_was_given_threads():
-        cores = min(psutil.cpu_count(logical=False) or 1, len(available_cores()))
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        torch.set_num_threads(max(1, physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def launcher_was_given_threads() -> bool:
@@ -121,6 +125,11 @@ def launcher_was_given_threads() -> bool:
                 option = any(word.replace("-", "_").startswith("__num_cpu_threads") for word in words)
                 return option or "OMP_NUM_THREADS" in process.environ()
     return False
+
+
+def physical_cores() -> int:
+    """The number of physical cores available to this process."""
+    return min(psutil.cpu_count(logical=False) or 1, len(available_cores()))
 
 
 def available_cores() -> list[int]:

@@ -224,6 +224,21 @@ def test_the_layout_is_said_in_one_line(load, many, write, capsys, layout):
     assert capsys.readouterr().out == f"{LINES[layout]}\n"
 
 
+def test_a_second_layout_is_said_and_not_read(load, rows, write, capsys):
+    alone = load(write("coco", rows, "alone"))
+    capsys.readouterr()
+    write("voc", rows)
+    number = sum(map(len, rows.values()))
+    assert_same(load(write("coco", rows)), alone)
+    assert f"categories, {number} objects of the Pascal VOC annotations not read\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("layout", "words"), [("yolo", "YOLO labels"), ("voc", "Pascal VOC annotations")])
+def test_a_layout_with_a_box_format_of_its_own_has_no_other(load, rows, write, layout, words):
+    with pytest.raises(InputError, match=f"^{words} define .* leave out --box-format xyxy"):
+        load(write(layout, rows), box_format="xyxy")
+
+
 def test_tables_and_folders_of_classes_are_read_without_a_word(load, rows, parquet, image_folder, capsys):
     for data in (parquet(rows), image_folder, "sample"):
         load(data)

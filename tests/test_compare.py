@@ -16,6 +16,7 @@ import torch
 import torchvision
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 
 import compare
@@ -53,7 +54,7 @@ from common.data.splits import connected_groups
 from common.figures import confusion_counts, confusion_side, draw_confusion, save_figure
 from common.finished_run import find_runs, read_run
 from common.metrics import METRICS, calibration_error
-from common.stats import format_score
+from common.stats import format_score, wilson
 from tests import helpers
 from tests.helpers import SAMPLE, edit_json, read_json
 
@@ -1283,7 +1284,8 @@ def test_too_few_products_have_no_share_at_a_small_error():
     """An error of 1 % needs 99 products, and there are 60; one of 2 % needs 49, which the first 98 rows show."""
     one = certain([RISING], [range(30)])
     assert share_at(one, 0.01) is None
-    assert share_at(one, 0.02) == 0, "the first 91 rows are accurate enough, but show too few products"
+    assert share_at(one, 0.02) is None, "the first 91 rows are accurate enough, but show too few products"
+    assert share_at(certain([RISING], [range(120)]), 0.02) == 0, "nothing is right"
     assert share_at(certain([RISING], [range(22)]), 0.02) == pytest.approx(100 / 120)
     ten = certain([RISING], [range(30)], products=[f"p{i % 10}" for i in range(120)])
     assert share_at(ten, 0.05) is None and share_at(ten, 0.1) == pytest.approx(100 / 120)
@@ -1292,6 +1294,9 @@ def test_too_few_products_have_no_share_at_a_small_error():
 def test_an_accuracy_needs_ten_products():
     one = certain([RISING], [range(30)])
     assert answered_at(one, 0.1) is None and answered_at(one, 0.2).value == 1, "12 rows show 6 products, 24 rows 12"
+    assert answered_at(one, 0.2).score_interval()[0] == pytest.approx(wilson(1, student.ppf(0.975, 11) ** 2 / 12)[0])
+    two = certain([RISING, RISING[::-1]], [range(30), range(90, 120)])
+    assert answered_at(two, 0.2).clusters == 12, "each seed answers photos of 12 products, both together of 24"
 
 
 def test_the_curve_of_an_experiment_is_in_the_comparison(found, comparison):

@@ -2,11 +2,13 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,14 +17,14 @@ import compare
 import study
 import train_custom_cnn
 import train_resnet
-from common.compare import grid
+from common.compare import grid, workers
 from common.compare.experiments import group_runs
 from common.compare.grid import Job, plan_jobs, time_left
 from common.config import InputError
 from common.files import LOCK
 from common.finished_run import find_runs
 from tests import helpers
-from tests.helpers import ROOT, read_json, read_log, wait_for
+from tests.helpers import ROOT, read_json, read_log, results, wait_for
 
 # Part of the lab's table on little data.
 GRID = "--recipe lab --models custom_cnn custom_vit --data sample"
@@ -43,18 +45,28 @@ def start_study(cache, tmp_path, monkeypatch, own_handler):
     def start_study(line):
         started = []
 
-        def execute(job, config_file):
-            started.append(job.folder.name)
-            try:
-                helpers.main(job.script, job.argv)
-            except InputError:
-                return False
-            return True
+        class LaunchHere(workers.Launch):
+            def __init__(self, job, config_file, environment):
+                self.job, self.environment, self.output = job, environment, Path("output")
+                self.reason = None
+                started.append(job.folder.name)
+                try:
+                    helpers.main(job.script, job.argv)
+                except InputError as error:
+                    self.reason = f"error: {error}"
 
-        monkeypatch.setattr(study, "execute", execute)
-        study.main([*line.split(), "--cache", cache, "--out", str(tmp_path / "study")])
+            def is_running(self):
+                return False
+
+            def error(self):
+                return self.reason
+
+        monkeypatch.setattr(workers, "Launch", LaunchHere)
+        more = "" if "--jobs" in line else " --jobs 1"
+        study.main([*f"{line}{more}".split(), "--cache", cache, "--out", str(tmp_path / "study")])
         return started
 
+    start_study.cache, start_study.out = cache, tmp_path / "study"
     return start_study
 
 
@@ -232,6 +244,139 @@ def test_a_run_that_fails_does_not_stop_the_others(start_study, capsys):
     assert "0 of 2 runs" in capsys.readouterr().out
 
 
+def test_a_reason_is_said_once_and_a_script_without_success_is_given_up(start_study, capsys):
+    """The vision transformer's patches do not divide the image; the CNN is trained."""
+    line = f"{SHORT} --models custom_vit custom_cnn --variants full --seeds 5 --image-size 32 --patch-size 5"
+    with pytest.raises(InputError, match="5 of 10 runs failed"):
+        start_study(line)
+    output = capsys.readouterr()
+    printed = output.out + output.err
+    assert printed.count("error: ") == 1 and printed.count("failed for the same reason") == 2
+    assert "train_custom_vit: every run fails for this reason, so 2 more are not tried" in printed
+    assert "5 of 10 runs finished" in printed
+
+    failures = workers.Failures()
+    failures.reasons["a"] = ["x", "x", "x"]
+    failures.reasons["b"] = ["x", "y", "x"]
+    assert failures.same("a") and not failures.same("b") and not failures.same("c")
+    failures.succeeded.add("a")
+    assert not failures.same("a"), "it may work with other options, or at another time"
+
+
+def test_commands_of_unfinished_runs_are_listed(start_study, tmp_path, capsys):
+    line = f"{SHORT} --models custom_cnn --variants full --seeds"
+    start_study(f"{line} 1")
+    capsys.readouterr()
+    assert start_study(f"{line} 3 --list") == []
+    listed = [shlex.split(command) for command in capsys.readouterr().out.splitlines()]
+    assert [words[words.index("--out") + 1] for words in listed] == [
+        str(tmp_path / "study" / f"train_custom_cnn-full-s{seed}") for seed in (1, 2)
+    ]
+    done = subprocess.run([*listed[0], "--dry-run"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_error_leaves_no_run_behind(start_study, monkeypatch):
+    stopped = []
+
+    class Endless(workers.Launch):
+        def __init__(self, job, config_file, environment):
+            if job.config.seed == 1:
+                raise InputError("the output cannot be written")
+            self.job, self.environment = job, environment
+
+        def is_running(self):
+            return True
+
+        def stop(self):
+            stopped.append(self.job.config.seed)
+
+        def wait(self):
+            stopped.append("waited")
+
+    monkeypatch.setattr(workers, "Launch", Endless)
+    monkeypatch.setattr(workers, "shares", lambda *_: [{}, {}])
+    line = f"{SHORT} --models custom_cnn --variants full --seeds 2 --cache {start_study.cache} --out {start_study.out}"
+    with pytest.raises(InputError, match="cannot be written"):
+        study.main(line.split())
+    assert stopped == [0, "waited"]
+
+
+# Side by side --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def eight_cores(monkeypatch):
+    """A machine with 8 cores, much memory and no GPU. Returns a function that gives it GPUs."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(workers, "physical_cores", lambda: 8)
+    monkeypatch.setattr(workers.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**12))
+    monkeypatch.setattr(workers.torch.cuda, "device_count", lambda: 0)
+    return lambda number: monkeypatch.setattr(workers.torch.cuda, "device_count", lambda: number)
+
+
+CONFIG_FILE = str(ROOT / "accelerate_config.yaml")
+
+
+def shares_of(number, n):
+    return workers.shares(number, jobs(seeds=n), CONFIG_FILE)  # two runs a seed
+
+
+def threads(number, times):
+    return [{"OMP_NUM_THREADS": str(number)}] * times
+
+
+def test_runs_share_the_cores(eight_cores, monkeypatch):
+    assert shares_of("auto", 20) == threads(1, 8)
+    assert shares_of("auto", 2) == threads(2, 4), "four runs use all cores"
+    assert shares_of("3", 20) == threads(2, 3) and shares_of("20", 20) == threads(1, 20)
+    assert shares_of("1", 20) == [{}], "the run decides"
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert shares_of("auto", 20) == [{}, {}] and shares_of("5", 20) == [{}] * 5, "a number that was given is kept"
+
+
+def test_runs_share_the_memory(eight_cores, monkeypatch):
+    needed = workers.memory_of(jobs()[0])
+    assert 2.4 * workers.GIGABYTE < needed < 2.5 * workers.GIGABYTE, "ResNet-18, 11 million parameters"
+    monkeypatch.setattr(workers.psutil, "virtual_memory", lambda: SimpleNamespace(available=int(3.5 * needed)))
+    assert shares_of("auto", 20) == threads(2, 3)
+    monkeypatch.setattr(workers.psutil, "virtual_memory", lambda: SimpleNamespace(available=needed // 2))
+    assert shares_of("auto", 20) == [{}] and len(shares_of("2", 20)) == 2
+
+
+def test_each_run_has_a_gpu(eight_cores, monkeypatch):
+    eight_cores(2)
+    gpu = [threads(4, 1)[0] | {"CUDA_VISIBLE_DEVICES": str(number)} for number in (0, 1)]
+    assert shares_of("auto", 20) == gpu
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares_of("3", 20)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5")
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares_of("auto", 20)] == ["3", "GPU-5"]
+    eight_cores(1)
+    assert shares_of("auto", 20) == [{}]
+
+
+def test_runs_of_several_processes_are_run_one_after_another(eight_cores, tmp_path):
+    file = tmp_path / "two.yaml"
+    file.write_text("num_processes: 2\n")
+    assert workers.shares("auto", jobs(seeds=20), str(file)) == [{}]
+    with pytest.raises(InputError, match="--jobs 2: .*two.yaml starts several processes"):
+        workers.shares("2", jobs(seeds=20), str(file))
+    eight_cores(2)
+    file.write_text("use_cpu: true\n")
+    assert workers.shares("auto", jobs(seeds=20), str(file)) == threads(1, 8)
+    file.write_text("a: [")
+    with pytest.raises(InputError, match="two.yaml cannot be read"):
+        workers.shares("auto", jobs(), str(file))
+
+
+def test_the_time_left_is_shared(eight_cores):
+    seconds = dict.fromkeys(jobs(seeds=1), 600.0)
+    waiting = jobs(seeds=3)[2:]
+    assert time_left(waiting, seconds, workers=2) == "about 20 min left"
+    assert time_left(waiting, seconds, workers=8) == "about 10 min left", "no more than there are runs"
+
+
 def test_a_finished_run_that_is_deleted_meanwhile(start_study, monkeypatch, tmp_path, capsys):
     """The study goes on, and says which runs are missing. The same command trains them again."""
     line = f"{SHORT} --models custom_cnn --variants full --seeds"
@@ -270,7 +415,7 @@ def has_logged(folder):
 
 @pytest.mark.slow
 def test_a_study_is_killed_stopped_and_continued(launch_study, tmp_path):
-    line = f"{GRID} --seeds 1 --limit 64 --image-size 64"
+    line = f"{GRID} --seeds 1 --limit 64 --image-size 64 --jobs 1"
     first, second, third = (tmp_path / "study" / f"{name}-s0" for name in NAMES[:3])
 
     killed = launch_study(line)
@@ -308,6 +453,27 @@ def test_a_study_is_killed_stopped_and_continued(launch_study, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in first.iterdir()}, "a finished run is not touched"
     assert re.search("from step [1-9]", (third.parent / "output" / f"{third.name}.txt").read_text()), "resumed"
     assert os.path.exists(second / "metrics.json")
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_are_stopped_continued_and_equal_to_others(launch_study, tmp_path, monkeypatch):
+    line = f"{GRID} --seeds 1 --limit 64 --image-size 32"
+    folders = [tmp_path / "study" / f"{name}-s0" for name in NAMES]
+    stopped = launch_study(f"{line} --jobs 3")
+    wait_for(lambda: all(map(has_logged, folders[:3])))
+    stopped.send_signal(signal.SIGINT)
+    errors = stopped.communicate(timeout=120)[1]
+    running = [folder for folder in folders if f"{folder}" in errors.splitlines()[-1]]
+    assert stopped.returncode == 75 and len(running) == 3 and "Traceback" not in errors
+    assert all((folder / "checkpoint" / "last.pt").exists() for folder in running)
+    output, errors = launch_study(f"{line} --jobs 3").communicate(timeout=600)
+    assert "4 of 4 runs" in output and "3 runs at the same time" in errors
+    side_by_side = [results(folder) for folder in folders]
+
+    shutil.rmtree(tmp_path / "study")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    launch_study(f"{line} --jobs 1").communicate(timeout=600)
+    assert side_by_side == [results(folder) for folder in folders]
 
 
 @pytest.mark.slow

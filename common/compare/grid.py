@@ -108,8 +108,10 @@ def durations(jobs: Iterable[Job]) -> dict[Job, float]:
     return seconds
 
 
-def time_left(waiting: Sequence[Job], seconds: Mapping[Job, float]) -> str:
-    """The estimated time left, such as "about 45 min left"; `seconds` are the durations of the finished jobs.
+def time_left(waiting: Sequence[Job], seconds: Mapping[Job, float], workers: int = 1) -> str:
+    """The estimated time left, such as "about 45 min left", if `workers` jobs are run at the same time.
+
+    `seconds` are the durations of the finished jobs, with as many at the same time.
 
     Each waiting job is assumed to take the mean time of the finished jobs of the same experiment or, if there are none,
     of the same script or, if there are none, of all finished jobs.
@@ -121,7 +123,7 @@ def time_left(waiting: Sequence[Job], seconds: Mapping[Job, float]) -> str:
         if not times:
             return "time left unknown"
         total += mean(times)
-    hours, minutes = divmod(math.ceil(total / 60), 60)
+    hours, minutes = divmod(math.ceil(total / min(workers, max(1, len(waiting))) / 60), 60)
     return f"about {f'{hours} h ' * (hours > 0)}{minutes} min left"
 
 

@@ -29,9 +29,9 @@ ANSWERED_TEXT = (
 )
 AT_ERROR_TEXT = (
     "The next table shows the largest share of photos that can be answered with at most 1, 2, 5 or 10 % of the answers "
-    "wrong. Only shares that show at least 99, 49, 19 or 9 products count: 0.000 means that none of them is accurate "
-    "enough, although a smaller one may be. The share is chosen on these photos, so it is likely to be too large for "
-    "others. `predict.py --risk` holds for new products, but limits the wrong answers as a share of all photos."
+    "wrong. Only shares that show at least 99, 49, 19 or 9 products count. The share is chosen on these photos, so it "
+    "is likely to be too large for others. `predict.py --risk` holds for new products, but limits the wrong answers as "
+    "a share of all photos."
 )
 TOO_FEW = "too few products"
 COMMANDS_TEXT = (

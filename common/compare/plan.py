@@ -80,8 +80,10 @@ def smallest_differences(spread: Spread, *, seeds: int, clusters: int, families:
     return [float(np.quantile(np.array(margin) - errors, POWER)) for margin in margins]
 
 
-def plan_report(jobs: Sequence[Job]) -> str:
+def plan_report(jobs: Sequence[Job], workers: int) -> str:
     """The runs of a study, the time they will take, and the smallest differences that it finds, as text.
+
+    `workers` jobs are run at the same time.
 
     The data is decoded into the cache, which the study does first anyway; nothing is trained.
 
@@ -92,7 +94,7 @@ def plan_report(jobs: Sequence[Job]) -> str:
     done = [job for job in jobs if is_finished(job, fingerprints[job.data_key])]
     experiments = list(dict.fromkeys((job.script, job.variant) for job in jobs))
     asked = len(list(pairs(experiments)))
-    left = time_left([job for job in jobs if job not in done], durations(done))
+    left = time_left([job for job in jobs if job not in done], durations(done), workers)
     runs = f"{count(len(jobs), 'run')} of {count(len(experiments), 'experiment')}"
     lines = [f"{runs}: {len(done)} finished, {left}"]
     if not done:

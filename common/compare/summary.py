@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -133,12 +133,15 @@ def answered_at(scored: ScoredExperiment, share: float) -> Estimate | None:
         np.stack([np.bincount(scored.clusters, row, size) for row in part.astype(float)])
         for part in (answered, answered & scored.correct)
     )  # (S, G)
-    if (rows > 0).sum(1).min() < MIN_CLUSTERS:
+    clusters = int((rows > 0).sum(1).min())
+    if clusters < MIN_CLUSTERS:
         return None
+    rows, right = (part[:, (rows > 0).any(0)] for part in (rows, right))
     scores, without = right.sum(1) / number, (right.sum(1, keepdims=True) - right) / (number - rows)
     repetitions = scored.experiment.repetitions
     own = [repetitions == repetition for repetition in np.unique(repetitions)]
     found = estimate(np.stack([scores[s].mean() for s in own]), np.stack([without[s].mean(0) for s in own]))
+    found = replace(found, clusters=clusters)  # a seed answers photos of fewer products than all seeds together
     return over_partitions(found) if scored.experiment.folds else found
 
 
@@ -146,7 +149,7 @@ def share_at(scored: ScoredExperiment, error: float) -> float | None:
     """The largest share of rows that can be answered with at most this share of wrong answers among them.
 
     Only shares whose rows show enough products are considered: with fewer than 1 / error - 1, one wrong product is more
-    than that. 0 if none of them is that accurate; None if all val rows show too few.
+    than that. 0 if no share at all is that accurate; None if only shares that show too few products are.
     """
     needed = clusters_needed(error)
     if scored.clusters.max() + 1 < needed:
@@ -155,7 +158,9 @@ def share_at(scored: ScoredExperiment, error: float) -> float | None:
         np.sort(np.unique(scored.clusters[rows], return_index=True)[1])[needed - 1] for rows in ranked(scored)
     )
     within = np.flatnonzero(accuracy_of_answered(scored) >= 1 - error - 1e-9)
-    return (within[-1] + 1) / scored.n if len(within) and within[-1] >= smallest else 0.0
+    if not len(within):
+        return 0.0
+    return (within[-1] + 1) / scored.n if within[-1] >= smallest else None
 
 
 def label_candidates(scored_experiments: Sequence[ScoredExperiment], limit: int = 10) -> list[dict]:

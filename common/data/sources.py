@@ -20,6 +20,7 @@ from common.data.table import SEGMENTATION, Table, clean_category, file_problem,
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?::([^:@]+))?(?:@([\w./-]+))?")
+OWN_BOX_FORMAT = ("YOLO labels", "Pascal VOC annotations")  # layouts in which it cannot be another
 VAL_NAMES = ("val", "validation", "valid", "dev")
 
 
@@ -80,6 +81,9 @@ def _with_box_format(tables: dict[str, Table], config: DataConfig) -> dict[str, 
     """The tables with boxes in the format of `--box-format`, in pixels or in fractions, as their values say."""
     if config.box_format == "auto":
         return tables
+    layout = next(iter(tables.values())).layout
+    if layout in OWN_BOX_FORMAT:
+        raise InputError(f"{layout} define what the numbers of a box mean: leave out --box-format {config.box_format}.")
     fractions = are_fractions(chain.from_iterable(rows["bbox"] for rows in tables.values() if "bbox" in rows))
     box_format = config.box_format + " fractions" * fractions
     remark = f"boxes read as {config.box_format} in {'fractions of the image' if fractions else 'pixels'}"

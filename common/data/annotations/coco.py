@@ -100,7 +100,7 @@ def _add_objects(photos: AnnotatedPhotos, split: str, name: str, content: dict) 
     for number, annotation in enumerate(content["annotations"]):
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
         if annotation.get("iscrowd") == 1:
-            photos.counts["crowd box"] += 1
+            photos.counts["crowd box", "skipped"] += 1
             continue
         if _key(category_id) not in categories:
             known = ", ".join(map(_short, list(categories)[:5]))

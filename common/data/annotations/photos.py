@@ -44,7 +44,7 @@ class AnnotatedPhotos:
         self.layout = ""  # such as "COCO annotations"
         self.box_format = ""  # see `common.data.boxes.to_pixels`
         self.used: set[str] = set()  # files of annotations
-        self.counts: Counter[str] = Counter()  # of what is skipped, such as "crowd box"
+        self.counts: Counter[tuple[str, str]] = Counter()  # of what is left out, such as ("crowd box", "skipped")
         self.splits: dict[str, list[tuple[str, dict]]] = {}  # photo and columns of each object
 
     def path(self, name: str) -> Path:
@@ -105,7 +105,7 @@ class AnnotatedPhotos:
         shown = {photo for rows in self.splits.values() for photo, _ in rows}
         others = [name for name in self.files if printable_name(name) not in shown and name not in self.used]
         unread = tuple(map(printable_name, [*skipped, *others]))
-        remarks = tuple(f"{count(n, noun)} skipped" for noun, n in self.counts.items())
+        remarks = tuple(f"{count(n, noun)} {rest}" for (noun, rest), n in self.counts.items())
         columns = {name for rows in self.splits.values() for _, row in rows for name in row if row[name] is not None}
         return {split: self._table(split, rows, columns, unread, remarks) for split, rows in self.splits.items()}
 

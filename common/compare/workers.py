@@ -1,0 +1,153 @@
+"""Trains the runs of a study side by side on one machine, each in processes of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+from common.compare.grid import Job
+from common.config import InputError
+from common.files import check_output
+from common.launch import parameter_bytes, physical_cores
+from common.run_folder import script_file
+
+GIGABYTE = 2**30
+
+
+def command(job: Job, config_file: str) -> list[str]:
+    """The words of the command that trains a job."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config_file]
+    return [*launch, str(script_file(job.config)), *job.argv]
+
+
+class Launch:
+    """A run that has been started with `accelerate launch`.
+
+    Its output is appended to a file in the folder output/ beside the run folder: a run that has outlived an earlier
+    study may still be writing to it.
+    """
+
+    def __init__(self, job: Job, config_file: str, environment: dict[str, str]):
+        self.job, self.environment = job, environment
+        self.output = job.folder.parent / "output" / f"{job.folder.name}.txt"
+        check_output(self.output, lambda path: True)  # is appended to
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.output, "ab") as file:
+            self.start = file.tell()
+            self.process = subprocess.Popen(
+                command(job, config_file),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | environment,
+            )
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def error(self) -> str | None:
+        """Why the run has failed; None if it has not."""
+        if not self.process.returncode:
+            return None
+        lines = self.output.read_bytes()[self.start :].decode("utf-8", "replace").splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        return errors[-1] if errors else f"exit code {self.process.returncode}"
+
+    def stop(self) -> None:
+        """Asks the script to finish its step and save a checkpoint; `wait` waits until it has done so."""
+        with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+            for process in psutil.Process(self.process.pid).children(recursive=True) or [self.process]:
+                process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> None:
+        self.process.wait()
+
+
+class Failures:
+    """The reasons why runs of a study have failed, by script."""
+
+    ENOUGH = 3  # runs of a script that fail for the same reason, if none succeeds
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, list[str]] = {}
+        self.succeeded: set[str] = set()
+
+    def add(self, launch: Launch, error: str) -> str:
+        """Notes a failure and returns a line about it, which repeats no reason."""
+        folder = launch.job.folder
+        reasons = self.reasons.setdefault(launch.job.script, [])
+        reason = error.replace(str(folder), "RUN")
+        known = reason in reasons
+        reasons.append(reason)
+        return f"{folder} failed" + (" for the same reason" if known else f", see {launch.output}: {error}")
+
+    def same(self, script: str) -> bool:
+        """Whether all runs of a script fail for one reason."""
+        reasons = self.reasons.get(script, [])
+        return script not in self.succeeded and len(reasons) >= self.ENOUGH and len(set(reasons)) == 1
+
+
+def shares(number: str, jobs: Sequence[Job], config_file: str) -> list[dict[str, str]]:
+    """The environment variables of each of the runs that are trained at the same time.
+
+    On a GPU, each run has one, and several runs share one if there are more runs than GPUs. On the CPU, each has its
+    share of the physical cores: many runs of one thread train faster than one of many threads.
+
+    Args:
+        number: of runs at the same time, or "auto": as many as there are GPUs or, without, as many as there are cores,
+            unless OMP_NUM_THREADS reserves several for a run or their memory is too small.
+        jobs: the runs of the study.
+        config_file: configuration of `accelerate launch`.
+
+    Raises:
+        InputError: each run uses several GPUs or machines, and `number` is more than 1.
+    """
+    launcher = read_launcher(config_file)
+    if int(launcher.get("num_processes", 1)) > 1 or int(launcher.get("num_machines", 1)) > 1:
+        if number not in ("auto", "1"):
+            raise InputError(f"--jobs {number}: {config_file} starts several processes for each run: use --jobs 1.")
+        return [{}]
+    gpus = [] if launcher.get("use_cpu") else visible_gpus()
+    cores = physical_cores()
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    count = len(jobs) if number == "auto" else int(number)
+    if number == "auto" and gpus:
+        count = min(count, len(gpus))
+    elif number == "auto":
+        needed = max(map(memory_of, {job.script: job for job in jobs}.values()))
+        free = psutil.virtual_memory().available // needed
+        count = max(1, min(count, cores // int(threads) if threads.isdecimal() else cores, free))
+    if count == 1:
+        return [{}]
+    own = {} if threads else {"OMP_NUM_THREADS": str(max(1, cores // count))}
+    return [own | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(count)]
+
+
+def read_launcher(config_file: str) -> dict[str, Any]:
+    """The values in a configuration of `accelerate launch`; InputError if it cannot be read."""
+    try:
+        values = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config-file {config_file} cannot be read: {str(error).splitlines()[0]}") from error
+    return values if isinstance(values, dict) else {}
+
+
+def visible_gpus() -> list[str]:
+    """The names of the CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    named = re.split(r"\s*,\s*", os.environ.get("CUDA_VISIBLE_DEVICES", "").strip())
+    count = torch.cuda.device_count()  # does not occupy the devices
+    return named[:count] if named[0] else list(map(str, range(count)))
+
+
+def memory_of(job: Job) -> int:
+    """An estimate of the bytes that a run needs: 2 GB for Python and data, and ten times the size of its weights."""
+    return 2 * GIGABYTE + 10 * parameter_bytes(job.config, sys.modules[type(job.config).__module__].build_model)
