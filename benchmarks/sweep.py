@@ -13,6 +13,7 @@ import importlib
 import os
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.compare.experiments import group_runs
-from common.compare.grid import is_finished, plan_jobs
+from common.compare.grid import Job, is_finished, plan_jobs
 from common.compare.markdown import question_table, score_table
 from common.compare.questions import ScoredExperiment, ask, correct
 from common.config import DataConfig, run
@@ -29,7 +30,7 @@ from common.data.dataset import load_splits
 from common.data.sources import clean_categories, load_tables
 from common.data.table import Table
 from common.files import atomic_path, markdown_table
-from common.finished_run import read_run
+from common.finished_run import FinishedRun, read_run
 from common.run_folder import data_fingerprint
 
 BASES = {
@@ -79,6 +80,28 @@ def write_rows(rows: Table, folder: Path, **replaced: list) -> None:
             writer.write_table(part.append_column("image", pa.array(islice(images, len(part)), kind)))
 
 
+def fold_jobs(script: str, options: str, *, seeds: int, folds: int, root: Path) -> list[Job]:
+    """The runs of a script on folds of the products, with crops and strong augmentation; `options` are further ones."""
+    words = [option.split() for option in re.split(r"\s+(?=--)", options.strip())]  # each option with its values
+    experiment = (script, importlib.import_module(script).Config, "crop-strong")
+    return plan_jobs([experiment], words, seeds=seeds, folds=folds, root=root)
+
+
+def train_missing(jobs: Sequence[Job], *, quiet: bool = False) -> list[FinishedRun]:
+    """The runs of `jobs`, which are trained now unless they are finished; prints the folders of these, or is `quiet`.
+
+    Raises:
+        InputError: a folder holds a finished run with other options or data.
+    """
+    for job in jobs:
+        if not is_finished(job, data_fingerprint(*load_splits(job.config))):
+            if not quiet:
+                print(job.folder, flush=True)
+            with contextlib.redirect_stdout(open(os.devnull, "w")):
+                importlib.import_module(job.script).main(job.argv)
+    return [read_run(job.folder) for job in jobs]
+
+
 def results(trials: dict[str, ScoredExperiment]) -> str:
     """Two tables: the scores of the trials, the most accurate first, and the difference of each from the base."""
     questions = correct([ask("model", trials["base"], trial) for name, trial in trials.items() if name != "base"])
@@ -96,21 +119,12 @@ def main(argv=None):
     args, base_options = parser.parse_known_args(argv)
     data, root = args.out / "data" / re.sub(r"\W+", "-", args.data), args.out / args.model
     write_train_split(args.data, data)
-    name = f"train_{args.model}"
-    script = importlib.import_module(name)
-    trials, fingerprints = {}, []
+    trials = {}
     for trial in ["", *(args.trials or TRIALS + MODEL_TRIALS.get(args.model, []))]:
         options = " ".join([f"--data {data}", BASES[args.model], *base_options, trial])
-        words = [option.split() for option in re.split(r"\s+(?=--)", options.strip())]  # each option with its values
         folder = root / (re.sub(r"\W+", "-", trial).strip("-") or "base")
-        jobs = plan_jobs([(name, script.Config, "crop-strong")], words, seeds=1, folds=args.folds, root=folder)
-        fingerprints = fingerprints or [data_fingerprint(*load_splits(job.config)) for job in jobs]
-        for job, fingerprint in zip(jobs, fingerprints, strict=True):
-            if not is_finished(job, fingerprint):
-                print(job.folder, flush=True)
-                with contextlib.redirect_stdout(open(os.devnull, "w")):
-                    script.main(job.argv)
-        experiment = group_runs([read_run(job.folder) for job in jobs])[0]
+        runs = train_missing(fold_jobs(f"train_{args.model}", options, seeds=1, folds=args.folds, root=folder))
+        experiment = group_runs(runs)[0]
         trials[trial or "base"] = ScoredExperiment(replace(experiment, model=trial or "base"))
     with atomic_path(root / "sweep.md") as partial:
         partial.write_text(results(trials))

@@ -9,9 +9,7 @@ that are refused or answered are counted on products that the calibration has no
 are passed to the script. The same command continues where it was stopped.
 """
 
-import contextlib
 import importlib
-import os
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +23,9 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from benchmarks.prediction_sets import parts
-from benchmarks.sweep import write_rows
-from common.config import DataConfig, run
+from benchmarks.sweep import train_missing, write_rows
+from common.compare.grid import Job
+from common.config import DataConfig, parse, run
 from common.conformal import Calibration, upper_bound
 from common.data.dataset import ClassificationDataset, load_splits
 from common.data.pixels import normalize
@@ -34,7 +33,7 @@ from common.data.sources import clean_categories, load_tables
 from common.data.splits import connected_groups
 from common.evaluate import EVAL_BATCH
 from common.files import markdown_table
-from common.finished_run import FinishedRun, read_run
+from common.finished_run import FinishedRun
 
 RISKS = (0.05, 0.1, 0.2)
 
@@ -144,8 +143,8 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("runs/unknown"))
     parser.add_argument("--cache", default=DataConfig.cache)
     args, options = parser.parse_known_args(argv)
-    name = f"train_{args.model}"
-    script = importlib.import_module(name)
+    script = f"train_{args.model}"
+    config_class = importlib.import_module(script).Config
     rows = load_tables(DataConfig(data=args.data, crop=True, split_by="product_id"))["all"]
     names = clean_categories(rows)
     classes = sorted({category for category in names if category})
@@ -155,10 +154,8 @@ def main(argv=None):
         data, folder = args.out / "data" / str(number), args.out / args.model / str(number)
         write_rows(rows.select([i for i, category in enumerate(names) if category and category not in group]), data)
         fixed = f"--crop --augment strong --split-by product_id:1/3 --resume --data {data} --cache {args.cache}"
-        if not (folder / "metrics.json").exists():
-            with contextlib.redirect_stdout(open(os.devnull, "w")):
-                script.main([*fixed.split(), "--out", str(folder), *options])
-        finished = read_run(folder)
+        line = (*fixed.split(), "--out", str(folder), *options)
+        [finished] = train_missing([Job(script, "crop-strong", line, parse(config_class, line))], quiet=True)
         everything = load_splits(replace(finished.config, data=args.data, split_by="product_id", cache=args.cache))
         unknown = [split.part(np.isin(np.array(split.classes)[split.labels], group)) for split in everything]
         measured.append(measure(finished, unknown, data=str(data), cache=args.cache))

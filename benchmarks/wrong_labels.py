@@ -8,26 +8,21 @@ and each row is judged by models that have not seen its product. Further options
 command continues where it was stopped.
 """
 
-import contextlib
-import importlib
-import os
-import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.sweep import write_rows
+from benchmarks.sweep import fold_jobs, train_missing, write_rows
 from common.compare.experiments import Experiment, group_runs, join_folds, split_of
-from common.compare.grid import plan_jobs
+from common.compare.summary import vote
 from common.config import DataConfig, run
 from common.data.sources import clean_categories, load_tables
 from common.data.splits import Split
 from common.files import markdown_table
-from common.finished_run import FinishedRun, read_run
+from common.finished_run import FinishedRun
 
 SWAPPED = 0.05  # share of rows
 SHOWN = 20  # most suspicious rows
@@ -44,13 +39,10 @@ def swap_labels(names: list[str | None], rng: np.random.Generator) -> list[str |
 
 
 def votes(experiment: Experiment, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Each run votes for its predicted class with its probability; the weight of the winner, if it is not the label."""
+    """The weight of the class that wins the vote of the runs; negative if that is the label."""
     scores = np.zeros(len(labels))
     for i, label in enumerate(experiment.ids["label"]):
-        weights: Counter[str] = Counter()
-        for prediction, probability in zip(experiment.predictions[:, i], experiment.probabilities[:, i], strict=True):
-            weights[prediction] += probability / len(experiment.predictions)
-        predicted, weight = weights.most_common(1)[0]
+        predicted, weight = vote(experiment.predictions[:, i], experiment.probabilities[:, i])
         scores[i] = weight if predicted != label else -weight
     return scores
 
@@ -105,24 +97,14 @@ def main(argv=None):
     parser.add_argument("--cleanlab", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/wrong_labels"))
     args, options = parser.parse_known_args(argv)
-    name = f"train_{args.model}"
-    script = importlib.import_module(name)
     rows = load_tables(DataConfig(data=args.data, crop=True, split_by="product_id"))["all"]
     names = clean_categories(rows)
     found: dict[str, list[float]] = {}
     for draw in range(args.draws):
         data = args.out / "data" / str(draw)
         write_rows(rows, data, category=swap_labels(names, np.random.default_rng(draw)))
-        line = " ".join([f"--data {data}", *options])
-        words = [option.split() for option in re.split(r"\s+(?=--)", line)]  # each option with its values
-        root = args.out / args.model / str(draw)
-        jobs = plan_jobs([(name, script.Config, "crop-strong")], words, seeds=args.seeds, folds=args.folds, root=root)
-        for job in jobs:
-            if not (job.folder / "metrics.json").exists():
-                print(job.folder, flush=True)
-                with contextlib.redirect_stdout(open(os.devnull, "w")):
-                    script.main(job.argv)
-        runs = [read_run(job.folder) for job in jobs]
+        line, root = " ".join([f"--data {data}", *options]), args.out / args.model / str(draw)
+        runs = train_missing(fold_jobs(f"train_{args.model}", line, seeds=args.seeds, folds=args.folds, root=root))
         (experiment,) = group_runs(runs)
         true = dict(zip(rows["image_id"], names, strict=True))
         labels = experiment.ids["label"].to_numpy()

@@ -253,8 +253,9 @@ def identity(options: Mapping[str, Any]) -> dict[str, Any]:
     `max_megapixels` only decides which rows are used, and a run's identity contains a fingerprint of these. Options of
     `ADDED_LATER` count only if they are used: a run that did not have them yet is the run without them.
     """
-    harmless = {"out", "resume", "checkpoint_every", "cache", "max_megapixels", "data_device", "summary", "dry_run"}
-    harmless |= {"log_with"}
+    harmless = {
+        "out", "resume", "checkpoint_every", "cache", "max_megapixels", "data_device", "log_with", "summary", "dry_run"
+    }  # fmt: skip
     return {
         name: value
         for name, value in options.items()

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from torch import nn
 from tqdm import tqdm
 
-from common.config import InputError, Normalization, printable
+from common.config import InputError, Normalization
 from common.data.dataset import ClassificationDataset
 from common.data.masks import load_masks
 from common.data.pixels import normalize
@@ -72,15 +72,10 @@ def heat_map(model: nn.Module, pixels: np.ndarray, normalization: Normalization,
     return (heat / covered).astype(np.float32)
 
 
-def heat_maps(run: FinishedRun, split: ClassificationDataset) -> np.ndarray:
-    """The heat maps (N, S, S) float32 of the images of `split`, for the classes that the run's model predicts.
-
-    Raises:
-        InputError: the model cannot be rebuilt.
-    """
-    device = Accelerator().device
-    model = run.model().to(device)
-    progress = tqdm(split.index.tolist(), desc=f"heat maps of {printable(run.folder.name)}", disable=None, leave=False)
+def heat_maps(model: nn.Module, split: ClassificationDataset) -> np.ndarray:
+    """The heat maps (N, S, S) float32 of the images of `split`, for the classes that `model` predicts."""
+    device = next(model.parameters()).device
+    progress = tqdm(split.index.tolist(), desc="heat maps", disable=None, leave=False)
     return np.stack([heat_map(model, split.pixels[i], split.normalization, device) for i in progress])
 
 
@@ -105,6 +100,15 @@ def shares_on_product(heat: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return np.divide(inside, total, out=np.full(len(heat), np.nan), where=total > 0)
 
 
+def val_masks(run: FinishedRun, part: ClassificationDataset, **source: str) -> np.ndarray:
+    """The masks (N, 1, S, S) uint8 of rows of the run's val split; `source` is passed to `FinishedRun.splits`, too.
+
+    Raises:
+        InputError: the data has no masks, or they do not fit the images.
+    """
+    return load_masks(replace(run.config, data=source.get("data") or run.config.data), "val", part)
+
+
 def confident_mistakes(run: FinishedRun, **source: str) -> list[Mistake]:
     """The wrong predictions of a run with the highest probabilities; `source` is passed to `FinishedRun.splits`.
 
@@ -117,9 +121,9 @@ def confident_mistakes(run: FinishedRun, **source: str) -> list[Mistake]:
         return []
     val = run.splits(**source)[1]
     part = val.part(np.isin(np.arange(len(val)), wrong.index))
-    heat = heat_maps(run, part)
+    heat = heat_maps(run.model().to(Accelerator().device), part)
     try:
-        masks = load_masks(replace(run.config, data=source.get("data") or run.config.data), "val", part)
+        masks = val_masks(run, part, **source)
         shares = [None if np.isnan(share) else float(share) for share in shares_on_product(heat, masks)]
         areas = (masks[:, 0] > 127).mean((1, 2)).tolist()
     except InputError:  # the data has no masks

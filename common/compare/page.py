@@ -39,7 +39,7 @@ from common.compare.markdown import (
 )
 from common.compare.photos import SIDE, Photos, data_urls
 from common.compare.questions import Question, ScoredExperiment
-from common.config import printable
+from common.config import count, printable
 from common.figures import confusion_counts
 from common.metrics import METRICS, calibration_bins
 from common.stats import Estimate, format_difference, format_share, rounded
@@ -70,6 +70,7 @@ def page_content(
     settings, differing = run_tables(experiments)
     pictures = data_urls(dict(enumerate(picture for mistake in mistakes for picture in draw_mistake(mistake))))
     content = {
+        "title": f"Comparison of {count(len(experiments), 'experiment')}",
         "introduction": introduction(first),
         "sentences": [{"text": question.sentence, "decided": question.decided} for question in questions],
         "notes": comparison["notes"],
@@ -127,8 +128,7 @@ def page_content(
             "at_error_text": AT_ERROR_TEXT,
             "at_error": at_error_table(experiments),
             "curves": [
-                {"name": experiment["name"], "points": to_svg(accuracy_of_answered(experiment))}
-                for experiment in experiments
+                {"name": experiment["name"], "points": to_svg(answered_curve(experiment))} for experiment in experiments
             ],
         },
         "settings": settings,
@@ -317,7 +317,7 @@ def reliability(scored: ScoredExperiment) -> dict:
     return {"name": scored.name, "points": to_svg(points), "bars": bars, "rows": rows}
 
 
-def accuracy_of_answered(experiment: dict) -> list[tuple[float, float]]:
+def answered_curve(experiment: dict) -> list[tuple[float, float]]:
     """Shares of the rows that are answered, and their accuracy, of an entry of comparison.json."""
     curve = experiment["risk_coverage"]["accuracy_of_answered"]
     return [(float(share), score["value"]) for share, score in curve.items() if score]
@@ -359,13 +359,13 @@ def confusion_matrices(scored_experiments: Sequence[ScoredExperiment]) -> tuple[
     shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
     both_shown = np.outer(*[np.isin(np.arange(number), shown)] * 2)
     matrices = []
-    for count, seeds in zip(means, predictions, strict=True):
+    for mean, seeds in zip(means, predictions, strict=True):
         row, predicted = np.divmod(np.unique(np.arange(len(labels)) * number + seeds), number)
         rows = confusion_counts(labels[row], predicted, number)
-        share = 100 * count / np.maximum(count.sum(1, keepdims=True), 1)
+        share = 100 * mean / np.maximum(mean.sum(1, keepdims=True), 1)
         cells = [
-            [i, j, rounded(count[i, j], 1, 0).removesuffix(".0"), round(share[i, j]), int(rows[i, j])]
-            for i, j in np.argwhere(count * both_shown).tolist()
+            [i, j, rounded(mean[i, j], 1, 0).removesuffix(".0"), round(share[i, j]), int(rows[i, j])]
+            for i, j in np.argwhere(mean * both_shown).tolist()
         ]
         matrices.append(cells)
     return classes, shown.tolist(), matrices

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from common.compare.experiments import Experiment
-from common.config import VARIANTS, InputError
+from common.config import VARIANTS, InputError, count
 from common.data.splits import connected_groups
 from common.metrics import leave_one_out
 from common.stats import (
@@ -209,7 +209,7 @@ class Question:
         a, b = self.a.experiment, self.b.experiment
         if a.folds:
             folds = " and ".join(map(str, sorted({a.folds, b.folds})))
-            return f"{self.repetitions} partition{'s' * (self.repetitions > 1)} into {folds} folds"
+            return f"{count(self.repetitions, 'partition')} into {folds} folds"
         seeds = sorted({len(self.a.correct), len(self.b.correct)})
         return "one seed" if seeds == [1] else f"{' and '.join(map(str, seeds))} seeds"
 

@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from common.compare.experiments import Experiment, split_of
-from common.compare.heat_maps import draw_heat, heat_maps, shares_on_product
+from common.compare.heat_maps import draw_heat, heat_maps, shares_on_product, val_masks
 from common.compare.questions import ScoredExperiment, ask
 from common.config import printable
 from common.data.dataset import ClassificationDataset
-from common.data.masks import load_masks
 from common.evaluate import evaluate
 from common.figures import save_figure
 from common.files import check_output_folder, terminal_table, write_json
@@ -66,7 +65,7 @@ def check_shortcuts(runs: Sequence[FinishedRun], out: Path, **source: str) -> li
         question = ask("model", scored["background alone"], scored["product alone"])
         accuracy = {view: experiment.estimates["accuracy"] for view, experiment in scored.items()}
         chosen = np.unique(np.linspace(0, len(val) - 1, HEAT_ROWS).round().astype(int))
-        heat = heat_maps(run, val.part(np.isin(np.arange(len(val)), chosen)))
+        heat = heat_maps(model, val.part(np.isin(np.arange(len(val)), chosen)))
         on_product = heat_on_product(heat, masks[chosen], scored["as trained"].clusters[chosen])
         results.append(
             {
@@ -97,7 +96,7 @@ def load_val(run: FinishedRun, **source: str) -> tuple[ClassificationDataset, np
             in size from its image.
     """
     val = run.splits(**source)[1]
-    return val, load_masks(replace(run.config, data=source.get("data") or run.config.data), "val", val)
+    return val, val_masks(run, val, **source)
 
 
 def masked_views(val: ClassificationDataset, masks: np.ndarray) -> dict[str, np.ndarray]:

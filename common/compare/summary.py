@@ -163,13 +163,26 @@ def share_at(scored: ScoredExperiment, error: float) -> float | None:
     return (within[-1] + 1) / scored.n if within[-1] >= smallest else None
 
 
+def vote(predictions: np.ndarray, probabilities: np.ndarray) -> tuple[str, float]:
+    """The class that R runs predict for a row, and its weight: each votes for its prediction with its probability.
+
+    Args:
+        predictions: (R,) class names.
+        probabilities: (R,) of the predictions.
+    """
+    votes: Counter[str] = Counter()
+    for prediction, probability in zip(predictions, probabilities, strict=True):
+        votes[prediction] += probability / len(predictions)
+    return votes.most_common(1)[0]
+
+
 def label_candidates(scored_experiments: Sequence[ScoredExperiment], limit: int = 10) -> list[dict]:
     """Val rows whose label may be wrong: most runs predict another class, and the label is improbable.
 
-    Each run votes for its predicted class with its probability, and more than half of the weight must be for one other
-    class. Of these rows, those whose labels have the lowest mean probability are returned. This score, the
-    self-confidence of confident learning (Northcutt, Jiang and Chuang, 2021), found more swapped labels than the weight
-    of the votes (benchmarks/wrong_labels.py). "row" is the number of the row among `Experiment.ids`.
+    In the `vote` of the runs, another class must have a weight above one half. Of these rows, those whose labels have
+    the lowest mean probability are returned. This score, the self-confidence of confident learning (Northcutt, Jiang
+    and Chuang, 2021), found more swapped labels than the weight of the votes (benchmarks/wrong_labels.py). "row" is the
+    number of the row among `Experiment.ids`.
     """
     ids = scored_experiments[0].experiment.ids
     predictions, probabilities, losses = (
@@ -180,10 +193,7 @@ def label_candidates(scored_experiments: Sequence[ScoredExperiment], limit: int 
     candidates = []
     for i in np.argsort(self_confidence, kind="stable").tolist():
         label = ids["label"][i]
-        votes: Counter[str] = Counter()
-        for prediction, probability in zip(predictions[:, i], probabilities[:, i], strict=True):
-            votes[prediction] += probability / len(predictions)
-        predicted, weight = votes.most_common(1)[0]
+        predicted, weight = vote(predictions[:, i], probabilities[:, i])
         if predicted != label and weight > 0.5:
             row = {"row": i, "image_id": ids["image_id"][i], "label": label, "predicted": predicted}
             candidates.append(row | {"weight": float(weight)})

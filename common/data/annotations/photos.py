@@ -8,6 +8,7 @@ disagree on them.
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,27 @@ class AnnotatedPhotos:
     def __init__(self, folder: Path, files: list[str]):
         self.folder, self.files = folder, files
         self.images = {printable_name(name): name for name in files if is_image(name)}
-        self.by_base: dict[str, list[str]] = {}
-        self.by_stem: dict[str, list[str]] = {}
-        for name in self.images:
-            base = name.rpartition("/")[2]
-            self.by_base.setdefault(base, []).append(name)
-            self.by_stem.setdefault(os.path.splitext(base)[0], []).append(name)
         self.layout = ""  # such as "COCO annotations"
         self.box_format = ""  # see `common.data.boxes.to_pixels`
         self.used: set[str] = set()  # files of annotations
         self.counts: Counter[tuple[str, str]] = Counter()  # of what is left out, such as ("crowd box", "skipped")
         self.splits: dict[str, list[tuple[str, dict]]] = {}  # photo and columns of each object
+
+    @cached_property
+    def by_base(self) -> dict[str, list[str]]:
+        """The photos by their names without folders."""
+        found: dict[str, list[str]] = {}
+        for name in self.images:
+            found.setdefault(name.rpartition("/")[2], []).append(name)
+        return found
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        """The photos by their names without folders and suffixes."""
+        found: dict[str, list[str]] = {}
+        for name in self.images:
+            found.setdefault(os.path.splitext(name.rpartition("/")[2])[0], []).append(name)
+        return found
 
     def path(self, name: str) -> Path:
         return self.folder / name
