@@ -27,15 +27,8 @@ from common.data.dataset import ClassificationDataset
 from common.data.pixels import crop_with, open_image
 from common.files import open_regular
 
-DISPLAY = (
-    "conformal",
-    "figures",
-    "files",
-    "model_card",
-    "stats",
-    "data/audit",
-    "data/hub",
-)  # affect no number of a run
+# Modules that affect no number of a run
+DISPLAY = ("conformal", "figures", "files", "model_card", "stats", "trackers", "data/audit", "data/hub")
 REFERENCE = "reference.safetensors"
 VAL_ROWS = 2  # in the reference
 NOISE = 40  # standard deviation; on a smooth photo, resampling filters would hardly differ
