@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from common.config import InputError
+from common.processes import from_main_process
 from common.provenance import code_key
 from common.run_folder import RunFolder
 
@@ -51,7 +52,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     losses: torch.Tensor,
 ) -> int:
-    """Restores model, optimizer, `losses` and clock from the folder's checkpoint.
+    """Restores model, optimizer, `losses` and clock from the folder's checkpoint, which the main process reads for all.
 
     Returns:
         The number of steps done; 0 if there is no checkpoint.
@@ -60,7 +61,7 @@ def load_checkpoint(
         InputError: the checkpoint belongs to a run with another identity (the message lists the differences), or cannot
             be read.
     """
-    state = folder.read_checkpoint()
+    state = from_main_process(folder.read_checkpoint)
     if state is None:
         return 0
     try:
