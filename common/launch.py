@@ -244,7 +244,9 @@ def keep_freed_memory() -> None:
 class StopRequest:
     """Context manager that records SIGTERM and Ctrl-C instead of ending the process.
 
-    The training loop can finish its step and save a checkpoint. A second signal ends the process immediately.
+    The training loop can finish its step and save a checkpoint. A second signal ends the process immediately, apart from
+    SIGTERM under torchrun: a cluster sends it to all processes, and torchrun, which gets it too, passes it on. It kills
+    the process itself if that has not ended 30 seconds later.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -264,6 +266,8 @@ class StopRequest:
         self.received = True
         for signal_number in self.SIGNALS:
             signal.signal(signal_number, signal.SIG_DFL)  # the next signal ends the process
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def agreed(self, *, together: bool) -> bool:
         """Whether to stop after this step; all processes get the same answer.
