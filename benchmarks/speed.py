@@ -114,7 +114,7 @@ def training(args: Namespace, name: str) -> dict:
 
 
 def start(args: Namespace, launcher: str) -> dict:
-    """train_custom_cnn.py --data sample --crop --dry-run with cached pixels, from the start of the process to its end"""
+    """train_custom_cnn.py --data sample --crop --dry-run with cached pixels: the whole process"""
     command = [sys.executable, *LAUNCHERS[launcher], "train_custom_cnn.py", "--data", "sample", "--crop", "--dry-run"]
     command += ["--cache", f"{args.folder}/start-cache"]
     wall, cpu = [], []

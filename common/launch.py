@@ -244,9 +244,9 @@ def keep_freed_memory() -> None:
 class StopRequest:
     """Context manager that records SIGTERM and Ctrl-C instead of ending the process.
 
-    The training loop can finish its step and save a checkpoint. A second signal ends the process immediately, apart from
-    SIGTERM under torchrun: a cluster sends it to all processes, and torchrun, which gets it too, passes it on. It kills
-    the process itself if that has not ended 30 seconds later.
+    The training loop can finish its step and save a checkpoint. A second signal ends the process immediately, except
+    for SIGTERM under torchrun: a cluster sends it to all processes, and torchrun, which gets it too, passes it on.
+    torchrun itself kills a process that has not ended 30 seconds later.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -183,9 +183,7 @@ def score_intervals(columns: Mapping[str, list]) -> dict[str, tuple[float, float
     return {metric: estimate.score_interval() for metric, estimate in estimates.items()}
 
 
-def _results(
-    scores: dict, columns: Mapping[str, list], intervals: dict[str, tuple[float, float]]
-) -> list[str]:
+def _results(scores: dict, columns: Mapping[str, list], intervals: dict[str, tuple[float, float]]) -> list[str]:
     """A table of scores with confidence intervals."""
     cells = []
     for metric, title in METRICS.items():

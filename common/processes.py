@@ -1,9 +1,11 @@
 """What the processes of one run do together, on one machine or on several that share no files."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -72,3 +74,18 @@ def check_equal(values: Mapping[str, Any]) -> None:
             f"the processes of this run differ in {', '.join(sorted(differ))}: start them with the same options, data, "
             "code and packages on every machine."
         )
+
+
+@contextmanager
+def lost_process_explained() -> Iterator[None]:
+    """Turns the error of a process that waits for one that has ended into an InputError. Also a decorator."""
+    try:
+        yield
+    except RuntimeError as error:  # on CPUs, the only sign of its kind is the name of the library
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0].partition(". ")[0])
+        raise InputError(
+            f"another process of this run has ended or cannot be reached ({reason}): see its output, and continue with "
+            "the same command and --resume."
+        ) from error

@@ -467,7 +467,9 @@ class RunFolder:
         save_figure(self.path / "mistakes.png", mistakes(self.val, logits))
         intervals = score_intervals(columns)
         with atomic_path(self.path / "README.md") as partial:
-            text = model_card(run_name(self.config), asdict(self.info), findings(self.report), result, columns, intervals)
+            text = model_card(
+                run_name(self.config), asdict(self.info), findings(self.report), result, columns, intervals
+            )
             partial.write_text(text, encoding="utf-8")
         write_json(self.path / "config.json", hub_config(asdict(self.info)))
         epochs = [line for line in log if "val_accuracy" in line]

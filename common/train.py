@@ -22,7 +22,7 @@ from common.data.masks import load_masks
 from common.distillation import load_teacher
 from common.evaluate import evaluate, set_train_mode
 from common.launch import OtherLoad, StopRequest
-from common.processes import failing_together
+from common.processes import failing_together, lost_process_explained
 from common.run_folder import RunFolder, releases_folder
 from common.schedule import Plan, set_lr
 from common.step import train_step
@@ -31,6 +31,7 @@ DIVERGED = "the run has diverged: lower --lr, raise --warmup or set --clip-norm 
 
 
 @releases_folder
+@lost_process_explained()
 def train_model(
     config: TrainConfig,
     accelerator: Accelerator,

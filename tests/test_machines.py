@@ -1,6 +1,7 @@
 """One run on several machines. Each machine is a process here, with a cache and a run folder of its own."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,6 @@ from tests import helpers
 from tests.helpers import (
     ROOT,
     assert_same_run,
-    edit_json,
     exit_code,
     fork,
     launch,
@@ -46,12 +46,12 @@ def of_machines(tmp_path):
     return of_machines
 
 
-def on_its_machine(argvs, interrupted_step=0):
-    """Runs the script as the only process of a machine; a signal interrupts the second machine in a step."""
+def on_its_machine(argvs, interrupted_step=0, number=signal.SIGTERM):
+    """Runs the script as the only process of a machine; the second machine receives a signal in a step."""
     rank = int(os.environ["RANK"])
     os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     if rank and interrupted_step:
-        common.train.train_step = signal_at(interrupted_step, signal.SIGTERM)
+        common.train.train_step = signal_at(interrupted_step, number)
     run(lambda: main(SCRIPT, argvs[rank]))
 
 
@@ -116,7 +116,7 @@ def test_a_run_folder_or_checkpoint_that_the_main_process_refuses(of_machines, t
     argvs, folder = of_machines(), tmp_path / "machine-0" / "out"
     folder.mkdir(parents=True)
     (folder / "letter.txt").write_text("")
-    own, other = sorted(errors_of(argvs, tmp_path / "1.txt"), reverse=True)
+    own, other = sorted(errors_of(argvs, tmp_path / "1.txt"))
     assert own.startswith(f"error: {folder} holds files that are not of a run")
     assert other.startswith(f"error: another process of this run has failed: {folder} holds")
 
@@ -125,6 +125,21 @@ def test_a_run_folder_or_checkpoint_that_the_main_process_refuses(of_machines, t
     (folder / "checkpoint" / "last.pt").write_text("")
     errors = errors_of([[*argv, "--resume"] for argv in argvs], tmp_path / "2.txt")
     assert len(errors) == 2 and all("last.pt is damaged" in error for error in errors)
+
+
+@pytest.mark.slow
+def test_a_machine_that_fails_in_training(of_machines, tmp_path):
+    output = tmp_path / "output.txt"
+    processes = fork(on_its_machine, of_machines(), 12, signal.SIGKILL, output=output, world=2)
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [1, -signal.SIGKILL]
+    assert "Traceback" not in output.read_text()
+    last = output.read_text().splitlines()[-1]
+    assert re.match(r"error: another process of this run has ended or cannot be reached \([^[]+ \[127.0.0.1\]", last), (
+        last
+    )
+    assert (tmp_path / "machine-0" / "out" / "checkpoint" / "last.pt").exists()
 
 
 # Launchers -----------------------------------------------------------------------------------------------------------
