@@ -118,6 +118,6 @@ def mistakes(val: ClassificationDataset, logits: np.ndarray, limit: int = 24) ->
 
 
 def _shortened(name: str) -> str:
-    """A class name that is no wider than an image of `mistakes`."""
+    """A class name that fits above an image of `mistakes`."""
     name = printable(name)
-    return name if len(name) <= 20 else f"{name[:19]}\u2026"
+    return name if len(name) <= 18 else f"{name[:17]}\u2026"

@@ -59,9 +59,9 @@ def from_main_process(function: Callable[[], T]) -> T:
             outcome = [function(), None]
         except InputError as error:
             outcome = [None, error]
-    result, error = broadcast_object_list(outcome)
-    if error is not None:
-        raise error
+    result, raised = broadcast_object_list(outcome)
+    if raised is not None:
+        raise raised
     return result
 
 

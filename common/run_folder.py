@@ -309,7 +309,7 @@ class RunFolder:
         if config.summary:
             print(summary(model, (1, 3, config.image_size, config.image_size), verbose=0))
 
-    def check_processes(self) -> None:
+    def compare_processes(self) -> None:
         """Raises an InputError if the processes of the run do not have the same options, data, code and packages.
 
         Those on other machines may have other copies of them.

@@ -55,7 +55,7 @@ def train_model(
             train.masks = load_masks(config, "train", train)
         teacher = load_teacher(config, train, val, accelerator.device)
         folder = RunFolder(config, accelerator, model, train, val)
-    folder.check_processes()
+    folder.compare_processes()
     model, optimizer = accelerator.prepare(model, optimizer)
     place_pixels(config, accelerator.device, train, val)
 

@@ -187,6 +187,16 @@ def test_help_needs_no_slow_import(script):
     assert "argparse" in names and not {name.split(".")[0] for name in names} & SLOW_IMPORTS
 
 
+def test_a_run_needs_few_slow_imports(cache):
+    """Each takes a third of a second or more, in every run of a study."""
+    line = f"train_custom_cnn.py --data sample --crop --limit 16 --batch-size 8 --dry-run --cache {cache}"
+    done = launch([sys.executable, "-X", "importtime", *line.split()])
+    names = [line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert done.returncode == 0, done.stderr
+    assert not {"pandas", "sklearn", "scipy.stats", "datasets", "timm", "torchvision"} & {*names}
+    assert names.index("matplotlib") > names.index("torch._dynamo"), "the optimizer needs this, the figures come later"
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_labs_recipe(script):
     config = parse(importlib.import_module(script).Config, ["--recipe", "lab"])
