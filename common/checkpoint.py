@@ -61,11 +61,10 @@ def load_checkpoint(
         InputError: the checkpoint belongs to a run with another identity (the message lists the differences), or cannot
             be read.
     """
-    state = from_main_process(folder.read_checkpoint)
-    if state is None:
-        return 0
     try:
-        _check_origin(state, folder)
+        state = from_main_process(lambda: _own_checkpoint(folder))
+        if state is None:
+            return 0
         unwrapped(accelerator, model).load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler:
@@ -89,8 +88,11 @@ def load_checkpoint(
     return step
 
 
-def _check_origin(state: dict, folder: RunFolder) -> None:
-    """Raises an InputError if a checkpoint was saved by another script or by a run with another identity."""
+def _own_checkpoint(folder: RunFolder) -> dict | None:
+    """The folder's checkpoint; an InputError if it was saved by another script or by a run with another identity."""
+    state = folder.read_checkpoint()
+    if state is None:
+        return None
     if code_key(state["script"]) != code_key(folder.script):
         raise InputError(
             f"{folder.path} was started by another version of the script: continue it with the copy in that folder, or "
@@ -105,3 +107,4 @@ def _check_origin(state: dict, folder: RunFolder) -> None:
         raise InputError(
             f"{folder.path} holds another run: {'; '.join(differ)}. Use the old values, or choose another --out."
         )
+    return state

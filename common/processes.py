@@ -50,14 +50,13 @@ def local_main_process_first() -> Iterator[None]:
 def from_main_process(function: Callable[[], T]) -> T:
     """The result of `function` in the main process, for every process; the others do not call it.
 
-    Raises:
-        InputError: `function` has raised it.
+    What it raises is raised in all of them.
     """
     outcome: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
             outcome = [function(), None]
-        except InputError as error:
+        except Exception as error:
             outcome = [None, error]
     result, raised = broadcast_object_list(outcome)
     if raised is not None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from common.config import InputError, run
 from tests import helpers
 from tests.helpers import (
     ROOT,
+    SAMPLE,
     assert_same_run,
     exit_code,
     fork,
@@ -75,10 +77,11 @@ def test_machines_without_shared_files_train_as_one(of_machines, options, train,
 
 @pytest.mark.slow
 def test_a_run_is_stopped_on_one_machine_and_resumed_on_both(of_machines, tmp_path):
-    """The second machine does not see the checkpoint. All results equal those of the uninterrupted run, bit for bit."""
-    output = tmp_path / "output.txt"
+    """The second machine does not see the checkpoint, and has the data elsewhere. The results are equal bit for bit."""
+    output, data = tmp_path / "output.txt", tmp_path / "data"
+    shutil.copytree(SAMPLE, data)
     assert exit_code(fork(on_its_machine, of_machines("uninterrupted"), world=2)) == 0
-    parts = of_machines("parts")
+    parts = of_machines("parts", second=f"--data {data}")
     assert exit_code(fork(on_its_machine, parts, 3, output=output, world=2)) == 75
     assert "stopped after step 10 of 24" in output.read_text()
     resumed = [[*argv, "--resume"] for argv in parts]
