@@ -161,12 +161,18 @@ def study(args: Namespace, epochs: int) -> dict:
     """Four runs of the small CNN on the sample, one after another with all threads, and side by side (--jobs auto)"""
     models = "--data sample --models custom_cnn --variants crop crop-strong --seeds 2".split()
     count, cache = 4, args.folder / "study-cache"
+    environment = dict(os.environ)
+    if args.device == "cpu":  # as a user without a GPU: with ACCELERATE_USE_CPU set, the runs would need the launcher
+        del environment["ACCELERATE_USE_CPU"]
+        environment["CUDA_VISIBLE_DEVICES"] = ""
 
     def runs_an_hour(jobs: str) -> float:
         out = args.folder / "study"
         options = ["--epochs", str(epochs), "--jobs", jobs, "--cache", str(cache), "--out", str(out)]
         begin = time.perf_counter()
-        subprocess.run([sys.executable, "study.py", *models, *options], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "study.py", *models, *options], env=environment, check=True, capture_output=True
+        )
         seconds = time.perf_counter() - begin
         shutil.rmtree(out)
         return 3600 * count / seconds
