@@ -11,6 +11,7 @@ the median of the ratios in each round, with the smallest and the largest.
 import contextlib
 import io
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,10 @@ MODELS = {
     "custom CNN, 64 px": (train_custom_cnn, ""),
     "custom ViT, 64 px": (train_custom_vit, ""),
     "ViT-B/16, 224 px": (train_vit, "--weights none"),
+}
+LAUNCHERS = {
+    "python": (),
+    "accelerate launch": ("-m", "accelerate.commands.launch", "-q", "--config_file", "accelerate_config.yaml"),
 }
 
 
@@ -108,7 +113,25 @@ def training(args: Namespace, name: str) -> dict:
     return row(name, rates, ("ours", "ceiling"), ("ours", "naive")) | {"ours, GFLOP/s": f"{gflops:,.0f}"}
 
 
-def start(args: Namespace, n: int) -> dict:
+def start(args: Namespace, launcher: str) -> dict:
+    """train_custom_cnn.py --data sample --crop --dry-run with cached pixels: the whole process"""
+    command = [sys.executable, *LAUNCHERS[launcher], "train_custom_cnn.py", "--data", "sample", "--crop", "--dry-run"]
+    command += ["--cache", f"{args.folder}/start-cache"]
+    wall, cpu = [], []
+    for measured in range(-1, args.rounds):  # the first one fills the caches
+        begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if measured >= 0:
+            wall.append(time.perf_counter() - begin)
+            cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return {"case": launcher} | {
+        name: f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+        for name, values in (("wall time, s", wall), ("user and system time, s", cpu))
+    }
+
+
+def load(args: Namespace, n: int) -> dict:
     """train_custom_cnn.py --dry-run on small photos, from the end of the imports to the results of two steps"""
     folder, cache, cells = args.folder / f"small-{n}", args.folder / "small-cache", {"case": f"{n:,} rows"}
     make_data(folder, "small", {"train": n, "val": 100})
@@ -138,12 +161,18 @@ def study(args: Namespace, epochs: int) -> dict:
     """Four runs of the small CNN on the sample, one after another with all threads, and side by side (--jobs auto)"""
     models = "--data sample --models custom_cnn --variants crop crop-strong --seeds 2".split()
     count, cache = 4, args.folder / "study-cache"
+    environment = dict(os.environ)
+    if args.device == "cpu":  # as a user without a GPU: with ACCELERATE_USE_CPU set, the runs would need the launcher
+        del environment["ACCELERATE_USE_CPU"]
+        environment["CUDA_VISIBLE_DEVICES"] = ""
 
     def runs_an_hour(jobs: str) -> float:
         out = args.folder / "study"
         options = ["--epochs", str(epochs), "--jobs", jobs, "--cache", str(cache), "--out", str(out)]
         begin = time.perf_counter()
-        subprocess.run([sys.executable, "study.py", *models, *options], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "study.py", *models, *options], env=environment, check=True, capture_output=True
+        )
         seconds = time.perf_counter() - begin
         shutil.rmtree(out)
         return 3600 * count / seconds
@@ -182,7 +211,7 @@ def options_for(data: Path, *flags: str) -> tuple[str, ...]:
     return ("--data", f"{data}", "--cache", f"{data.parent}/cache", "--crop", "--fit", "squash", "--dry-run", *flags)
 
 
-PARTS = {part.__name__: part for part in (batches, training, start, study, predict)}
+PARTS = {part.__name__: part for part in (batches, training, start, load, study, predict)}
 
 
 def main() -> None:
@@ -192,7 +221,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=300, help="number of photos of each kind, at least a batch")
     parser.add_argument("--seconds", type=float, default=6.0, help="minimum length of a turn")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[2_000, 20_000, 200_000], help="rows of `start`")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[2_000, 20_000, 200_000], help="rows of `load`")
     parser.add_argument("--epochs", type=int, nargs="*", default=[6], help="epochs of the runs of `study`")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
@@ -208,7 +237,8 @@ def main() -> None:
             make_data(args.folder / kind, kind, {"train": args.rows, "val": 12})
         cases = {
             "batches": ("jpeg", "jpeg --augment", "png", "png --augment"),
-            "start": args.sizes,
+            "start": LAUNCHERS,
+            "load": args.sizes,
             "study": args.epochs,
         }
         for name in args.parts:

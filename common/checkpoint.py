@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from common.config import InputError
+from common.processes import from_main_process
 from common.provenance import code_key
 from common.run_folder import RunFolder
 
@@ -51,7 +52,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     losses: torch.Tensor,
 ) -> int:
-    """Restores model, optimizer, `losses` and clock from the folder's checkpoint.
+    """Restores model, optimizer, `losses` and clock from the folder's checkpoint, which the main process reads for all.
 
     Returns:
         The number of steps done; 0 if there is no checkpoint.
@@ -60,11 +61,10 @@ def load_checkpoint(
         InputError: the checkpoint belongs to a run with another identity (the message lists the differences), or cannot
             be read.
     """
-    state = folder.read_checkpoint()
-    if state is None:
-        return 0
     try:
-        _check_origin(state, folder)
+        state = from_main_process(lambda: _own_checkpoint(folder))
+        if state is None:
+            return 0
         unwrapped(accelerator, model).load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if accelerator.scaler:
@@ -88,8 +88,11 @@ def load_checkpoint(
     return step
 
 
-def _check_origin(state: dict, folder: RunFolder) -> None:
-    """Raises an InputError if a checkpoint was saved by another script or by a run with another identity."""
+def _own_checkpoint(folder: RunFolder) -> dict | None:
+    """The folder's checkpoint; an InputError if it was saved by another script or by a run with another identity."""
+    state = folder.read_checkpoint()
+    if state is None:
+        return None
     if code_key(state["script"]) != code_key(folder.script):
         raise InputError(
             f"{folder.path} was started by another version of the script: continue it with the copy in that folder, or "
@@ -104,3 +107,4 @@ def _check_origin(state: dict, folder: RunFolder) -> None:
         raise InputError(
             f"{folder.path} holds another run: {'; '.join(differ)}. Use the old values, or choose another --out."
         )
+    return state

@@ -1,6 +1,8 @@
 """Command-line options. A script's Config defines its experiment; `--name value` overrides a default."""
 
 import argparse
+import atexit
+import gc
 import io
 import math
 import re
@@ -344,6 +346,7 @@ def run(main: Callable) -> None:
     Exit codes: 1 for `InputError` and operating system errors, 75 (EX_TEMPFAIL of sysexits.h) for a run that saved a
     checkpoint and can be resumed, 130 for Ctrl-C outside of training.
     """
+    atexit.register(gc.freeze)  # or the last garbage collection spends a second on PyTorch's modules
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")

@@ -9,7 +9,6 @@ from torch import nn
 from common.config import InputError, Normalization, TrainConfig, flag_of
 from common.data.dataset import ClassificationDataset
 from common.data.pixels import scale_and_shift
-from common.finished_run import read_run
 from common.run_folder import data_fingerprint
 
 TEMPERATURE = 2.0  # divides the logits of teacher and student
@@ -43,6 +42,9 @@ def load_teacher(
     """
     if not config.teacher:
         return None
+    # Imported here because pandas is slow to import, and few runs have a teacher.
+    from common.finished_run import read_run
+
     run = read_run(Path(config.teacher))
     differ = [
         flag_of(name)

@@ -25,7 +25,8 @@ def save_figure(path: Path, figure: Figure, *, metadata: dict[str, str] | None =
     """Writes `figure` to `path` as PNG, with texts as `metadata`."""
     with atomic_path(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in other scripts: shown as boxes
-        figure.savefig(partial, format="png", dpi=120, metadata=metadata)
+        quick = {"compress_level": 4}  # half the time of the default for photos, and 6 % more bytes
+        figure.savefig(partial, format="png", dpi=120, metadata=metadata, pil_kwargs=quick)
 
 
 def curves(log: list[dict]) -> Figure:
@@ -97,15 +98,26 @@ def mistakes(val: ClassificationDataset, logits: np.ndarray, limit: int = 24) ->
     predictions = probabilities.argmax(1)
     wrong = np.flatnonzero(predictions != labels)
     wrong = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:limit]
-    columns = 6
+    columns, width, height, title, space = 6, 1.8, 2.25, 0.4, 0.1  # all but the first in inches
     rows = max(1, -(-len(wrong) // columns))
-    figure = Figure(figsize=(11, 2.25 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, i in zip(axes.flat, wrong, strict=False):
-        axis.imshow(val.pixels[val.index[i]].transpose(1, 2, 0))
-        prediction = f"{printable(val.classes[predictions[i]])} {probabilities[i].max():.0%}"
-        axis.set_title(f"{prediction}\nlabel: {printable(val.classes[labels[i]])}", fontsize=9)
+    figure = Figure(figsize=(columns * width, title + height * rows))
+    axis = figure.add_axes((0, 0, 1, 1))  # one for all images, as each takes time, in which a unit is an inch
+    for position, i in enumerate(wrong):
+        row, column = divmod(position, columns)
+        left, bottom = column * width, title + (row + 1) * height - space
+        side = width - 2 * space
+        image = val.pixels[val.index[i]].transpose(1, 2, 0)
+        axis.imshow(image, extent=(left + space, left + space + side, bottom, bottom - side))
+        prediction = f"{_shortened(val.classes[predictions[i]])} {probabilities[i].max():.0%}"
+        text = f"{prediction}\nlabel: {_shortened(val.classes[labels[i]])}"
+        axis.text(left + width / 2, bottom - side - space / 2, text, ha="center", va="bottom", fontsize=9)
+    axis.set(xlim=(0, columns * width), ylim=(title + rows * height, 0))
+    axis.axis("off")
     figure.suptitle(f"{(predictions != labels).sum()} of {len(labels)} val rows wrong, most confident first")
     return figure
+
+
+def _shortened(name: str) -> str:
+    """A class name that fits above an image of `mistakes`."""
+    name = printable(name)
+    return name if len(name) <= 18 else f"{name[:17]}\u2026"

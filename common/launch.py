@@ -19,10 +19,18 @@ from accelerate import Accelerator
 from torch import nn
 
 from common.config import InputError, TrainConfig
+from common.processes import failing_together
 from common.run_folder import claim_folder, folder_of
 from common.trackers import tracker_names
 
 LAUNCHER = re.compile(r"(^|[/\\])(accelerate(-launch)?|torchrun)(\.exe)?$|^(accelerate\.commands|torch\.distributed)\.")
+SHARDING = {  # in ACCELERATE_USE_..., as the launcher sets them
+    "FSDP": "FSDP",
+    "DEEPSPEED": "DeepSpeed",
+    "MEGATRON_LM": "Megatron-LM",
+    "PARALLELISM_CONFIG": "a parallelism configuration",
+}
+TRUE = ("1", "true", "yes")
 FLOAT_BYTES = 4
 C = TypeVar("C", bound=TrainConfig)
 
@@ -33,20 +41,54 @@ def start(config: C, build_model: Callable[[C, int], nn.Module]) -> Accelerator:
     The checks come before the data is read, so that an invalid launch fails within seconds.
 
     Raises:
-        InputError: the model cannot be built or does not fit into memory, a tracker or a requested GPU is not
-            available, the launcher sets an option that belongs to the script, the batch size is not a multiple of the
-            number of pieces, or the run folder is in use.
+        InputError: the model cannot be built or does not fit into memory, a tracker is not available, the launch is
+            invalid (`check_sharding`, `check_processes`), or the run folder is in use.
     """
     check_model(config, build_model)
+    check_sharding()
     use_all_cores()
-    gpu_requested = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1", "NoDevFiles")
-    gpu_requested |= os.environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cuda")
     trackers = [] if config.dry_run else tracker_names(config.log_with)
     accelerator = Accelerator(log_with=trackers or None, project_dir=folder_of(config))
+    with failing_together():
+        check_processes(config, accelerator)
+        if not config.dry_run and accelerator.is_main_process:
+            claim_folder(config)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
+    torch.manual_seed(config.seed)
+    return accelerator
+
+
+def check_sharding() -> None:
+    """Raises an InputError if the launcher is set to divide the model among the processes."""
+    for name, option in SHARDING.items():
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in TRUE:
+            raise InputError(
+                f"the launcher uses {option}, which divides a model among processes, but each process of these scripts "
+                "has the whole model: leave out that setting."
+            )
+
+
+def check_processes(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Checks the processes that the launcher has started.
+
+    Raises:
+        InputError: they do not train together, a requested GPU is not available, the launcher sets an option that
+            belongs to the script, or the batch size is not a multiple of the number of pieces.
+    """
+    processes = accelerator.num_processes
     processes_started = int(os.environ.get("WORLD_SIZE", 1))
+    if processes == 1 and "WORLD_SIZE" not in os.environ and was_set_by_launcher("MASTER_ADDR"):
+        raise InputError(
+            "accelerate launch was to start several processes, but has started one: use --multi_gpu for GPUs, and "
+            "ACCELERATE_USE_CPU=1 torchrun for CPUs."
+        )
+    gpu_requested = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1", "NoDevFiles")
+    gpu_requested |= os.environ.get("ACCELERATE_TORCH_DEVICE", "").startswith("cuda")
     if not torch.cuda.is_available() and accelerator.device.type != "mps":
-        cpu_requested = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-        if (gpu_requested and not cpu_requested) or accelerator.num_processes < processes_started:
+        cpu_requested = os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE
+        if (gpu_requested and not cpu_requested) or processes < processes_started:
             raise InputError(
                 "a CUDA GPU was requested, but PyTorch finds none. Leave out --multi_gpu and --gpu_ids and unset "
                 "CUDA_VISIBLE_DEVICES, or start CPU processes with ACCELERATE_USE_CPU=1 torchrun."
@@ -58,20 +100,12 @@ def start(config: C, build_model: Callable[[C, int], nn.Module]) -> Accelerator:
             f"the launcher sets gradient accumulation to {accelerator.gradient_accumulation_steps}: use the script's "
             "--accumulate instead."
         )
-    processes = accelerator.num_processes
     pieces = processes * config.accumulate
     if config.batch_size % pieces:
         raise InputError(
             f"--batch-size {config.batch_size} cannot be split into {pieces} equal pieces "
             f"({processes} processes x --accumulate {config.accumulate}): choose a multiple of {pieces}."
         )
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it
-    if not config.dry_run and accelerator.is_main_process:
-        claim_folder(config)
-    torch.manual_seed(config.seed)
-    return accelerator
 
 
 def check_model(config: C, build_model: Callable[[C, int], nn.Module]) -> None:
@@ -113,17 +147,33 @@ def use_all_cores() -> None:
         torch.set_num_threads(max(1, physical_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
-def launcher_was_given_threads() -> bool:
-    """Whether OMP_NUM_THREADS, or the launcher's option for it, was set where this process's launcher was started.
+def launcher() -> psutil.Process | None:
+    """The `accelerate launch` or `torchrun` that started this process.
 
-    The system shows the environment with which the launcher was started, without what it has set since.
+    Its `environ()` is the environment with which it was started, without what it has set since.
     """
     for process in psutil.Process().parents():
         with suppress(psutil.Error):
-            words = process.cmdline()
-            if any(LAUNCHER.search(word) for word in words):
-                option = any(word.replace("-", "_").startswith("__num_cpu_threads") for word in words)
-                return option or "OMP_NUM_THREADS" in process.environ()
+            if any(LAUNCHER.search(word) for word in process.cmdline()):
+                return process
+    return None
+
+
+def launcher_was_given_threads() -> bool:
+    """Whether OMP_NUM_THREADS, or the launcher's option for it, was set where this process's launcher was started."""
+    process = launcher()
+    with suppress(psutil.Error):
+        if process:
+            words = (word.replace("-", "_") for word in process.cmdline())
+            return any(word.startswith("__num_cpu_threads") for word in words) or "OMP_NUM_THREADS" in process.environ()
+    return False
+
+
+def was_set_by_launcher(name: str) -> bool:
+    """Whether an environment variable was set by this process's launcher, rather than where that was started."""
+    process = launcher() if name in os.environ else None
+    with suppress(psutil.Error):
+        return process is not None and name not in process.environ()
     return False
 
 
@@ -194,7 +244,9 @@ def keep_freed_memory() -> None:
 class StopRequest:
     """Context manager that records SIGTERM and Ctrl-C instead of ending the process.
 
-    The training loop can finish its step and save a checkpoint. A second signal ends the process immediately.
+    The training loop can finish its step and save a checkpoint. A second signal ends the process immediately, except
+    for SIGTERM under torchrun: a cluster sends it to all processes, and torchrun, which gets it too, passes it on.
+    torchrun itself kills a process that has not ended 30 seconds later.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -214,6 +266,8 @@ class StopRequest:
         self.received = True
         for signal_number in self.SIGNALS:
             signal.signal(signal_number, signal.SIG_DFL)  # the next signal ends the process
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def agreed(self, *, together: bool) -> bool:
         """Whether to stop after this step; all processes get the same answer.

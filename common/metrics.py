@@ -29,28 +29,20 @@ def scores(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
         loss: mean cross-entropy in nats.
         top5: share of rows whose label is among the five highest logits; only with more than ten classes.
     """
-    from sklearn.metrics import f1_score, precision_recall_fscore_support, top_k_accuracy_score  # slow to import
-
     predictions = logits.argmax(1)
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, predictions, average="weighted", zero_division=0)
-    result = {
-        "n": len(labels),
-        "accuracy": float((predictions == labels).mean()),
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
-        "loss": float(row_losses(labels, logits).mean()),
-    }
+    result = {"n": len(labels), **scores_of_predictions(labels, predictions)}
+    result["loss"] = float(row_losses(labels, logits).mean())
     if logits.shape[1] > 10:
-        result["top5"] = float(top_k_accuracy_score(labels, logits, k=5, labels=np.arange(logits.shape[1])))
+        highest = np.argsort(logits, axis=1, kind="stable")[:, -5:]
+        result["top5"] = float((highest == labels[:, None]).any(1).mean())
     return result
 
 
 def scores_of_counts(correct: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> np.ndarray:
     """The scores `METRICS` from counts per class, as scikit-learn defines them.
 
-    Handles thousands of sets of rows at once, for which scikit-learn takes minutes.
+    Handles thousands of sets of rows at once, for which scikit-learn takes minutes; importing it would take a run a
+    second.
 
     Args:
         correct: (..., C) number of rows of each class that are predicted correctly.

@@ -1,8 +1,9 @@
 """Writes the README.md of a run: a model card in the format of the Hugging Face Hub, ready for upload."""
 
 import shlex
+from collections.abc import Mapping
 
-import pandas as pd
+import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 
 from common.config import identity, printable
@@ -14,7 +15,12 @@ from common.stats import format_score, score_estimates
 
 
 def model_card(
-    name: str, run: dict, notes: list[str], scores: dict, rows: pd.DataFrame, intervals: dict[str, tuple[float, float]]
+    name: str,
+    run: dict,
+    notes: list[str],
+    scores: dict,
+    columns: Mapping[str, list],
+    intervals: dict[str, tuple[float, float]],
 ) -> str:
     """The text of the model card.
 
@@ -23,7 +29,7 @@ def model_card(
         run: the content of run.json.
         notes: sentences about the data (`common.data.audit.findings`).
         scores: the result of `common.metrics.scores`.
-        rows: the val rows with product_id, label and prediction.
+        columns: the columns of predictions.csv.
         intervals: the result of `score_intervals`.
     """
     config, rows_used = run["config"], run["rows"]
@@ -66,7 +72,7 @@ def model_card(
             "",
             "## Results on val",
             "",
-            *_results(scores, rows, intervals),
+            *_results(scores, columns, intervals),
             "",
             "Scores and weights are those of the last epoch.",
             "",
@@ -164,22 +170,25 @@ def _preprocessing(config: dict, normalization: dict[str, list[float]]) -> str:
     )
 
 
-def score_intervals(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """The 95 % confidence intervals of `METRICS`, which account for the choice of products and images; {} if none."""
-    clusters = connected_groups(rows["product_id"], rows["image_id"])
+def score_intervals(columns: Mapping[str, list]) -> dict[str, tuple[float, float]]:
+    """The 95 % confidence intervals of `METRICS`, which account for the choice of products and images; {} if none.
+
+    `columns` are those of predictions.csv.
+    """
+    clusters = connected_groups(columns["product_id"], columns["image_id"])
     if clusters.max() == 0:  # the variance over products needs at least two
         return {}
-    labels, predictions = rows["label"].to_numpy(), rows["prediction"].to_numpy()[None]
-    estimates = score_estimates(*leave_one_out(labels, predictions, clusters))
+    labels, predictions = (np.array(columns[name], dtype=object) for name in ("label", "prediction"))
+    estimates = score_estimates(*leave_one_out(labels, predictions[None], clusters))
     return {metric: estimate.score_interval() for metric, estimate in estimates.items()}
 
 
-def _results(scores: dict, rows: pd.DataFrame, intervals: dict[str, tuple[float, float]]) -> list[str]:
+def _results(scores: dict, columns: Mapping[str, list], intervals: dict[str, tuple[float, float]]) -> list[str]:
     """A table of scores with confidence intervals."""
     cells = []
     for metric, title in METRICS.items():
         score = scores[metric]
         cells.append([title, format_score(score, intervals[metric]) if intervals else f"{score:.3f}"])
     cells.append(["log loss, nats", f"{scores['loss']:.3f}"])
-    unit = "products" if rows["product_id"].any() else "images"
+    unit = "products" if any(columns["product_id"]) else "images"
     return markdown_table([f"n = {scores['n']}", f"value [95 % confidence interval over {unit}]"], cells)

@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import safetensors.numpy
 import safetensors.torch
 import torch
@@ -59,10 +58,10 @@ from common.config import (
 )
 from common.data.audit import audit, describe, findings
 from common.data.dataset import ClassificationDataset
-from common.figures import confusion, curves, mistakes, save_figure
 from common.files import LOCK, atomic_path, check_lock, lock_folder, unlock_folder, write_csv, write_json
 from common.metrics import epoch_line, row_losses, scores
 from common.model_card import hub_config, model_card, score_intervals
+from common.processes import check_equal
 from common.provenance import REFERENCE, changed_files, check_unchanged, code_hashes, write_reference
 from common.stats import format_score
 from common.trackers import start_trackers
@@ -310,6 +309,18 @@ class RunFolder:
         if config.summary:
             print(summary(model, (1, 3, config.image_size, config.image_size), verbose=0))
 
+    def compare_processes(self) -> None:
+        """Raises an InputError if the processes of the run do not have the same options, data, code and packages.
+
+        Those on other machines may have other copies of them.
+        """
+        if self.accelerator.num_processes > 1:
+            options = {name: getattr(self.config, name) for name in ("resume", "checkpoint_every", "dry_run")}
+            code = code_hashes(script_file(self.config))
+            own = self.identity | options | package_versions() | code
+            del own["data"]  # the fingerprint counts, not the path
+            check_equal(own)
+
     def start(self, step: int, last_step: int) -> tqdm:
         """Writes the files that precede training, drops log lines after `step`, and returns the progress bar."""
         if not self.is_main:
@@ -441,18 +452,24 @@ class RunFolder:
         with atomic_path(self.path / REFERENCE) as partial:
             write_reference(partial, self.config, model, self.val)
         write_json(self.path / "labels.json", self.val.classes)
-        rows, result = predictions(self.val, logits), scores(self.val.labels.numpy(), logits)
-        write_csv(self.path / "predictions.csv", rows.to_dict("records"))
+        columns, result = predictions(self.val, logits), scores(self.val.labels.numpy(), logits)
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        write_csv(self.path / "predictions.csv", rows)
         contents["predictions.csv"] = (self.path / "predictions.csv").read_bytes()
         self.info.files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         write_json(self.path / "run.json", asdict(self.info))
+        # Imported here because it takes half a second, which would delay the first step.
+        from common.figures import confusion, curves, mistakes, save_figure
+
         log = self.read_log()
         save_figure(self.path / "curves.png", curves(log))
         save_figure(self.path / "confusion.png", confusion(self.val, logits))
         save_figure(self.path / "mistakes.png", mistakes(self.val, logits))
-        intervals = score_intervals(rows)
+        intervals = score_intervals(columns)
         with atomic_path(self.path / "README.md") as partial:
-            text = model_card(run_name(self.config), asdict(self.info), findings(self.report), result, rows, intervals)
+            text = model_card(
+                run_name(self.config), asdict(self.info), findings(self.report), result, columns, intervals
+            )
             partial.write_text(text, encoding="utf-8")
         write_json(self.path / "config.json", hub_config(asdict(self.info)))
         epochs = [line for line in log if "val_accuracy" in line]
@@ -492,16 +509,14 @@ def probabilities_of(logits: np.ndarray) -> np.ndarray:
     return softmax(logits.astype(np.float64), axis=1)
 
 
-def predictions(val: ClassificationDataset, logits: np.ndarray) -> pd.DataFrame:
-    """The rows of predictions.csv: ids, label, prediction, its probability, and the loss of the label in nats."""
+def predictions(val: ClassificationDataset, logits: np.ndarray) -> dict[str, list]:
+    """The columns of predictions.csv: ids, label, prediction, its probability, and the loss of the label in nats."""
     labels, probabilities = val.labels.numpy(), probabilities_of(logits)
     classes = np.array(val.classes, dtype=object)
-    return pd.DataFrame(
-        {
-            **val.ids(),
-            "label": classes[labels],
-            "prediction": classes[probabilities.argmax(1)],
-            "probability": probabilities.max(1),
-            "loss": row_losses(labels, logits),
-        }
-    )
+    return {
+        **val.ids(),
+        "label": classes[labels].tolist(),
+        "prediction": classes[probabilities.argmax(1)].tolist(),
+        "probability": probabilities.max(1).tolist(),
+        "loss": row_losses(labels, logits).tolist(),
+    }

@@ -22,6 +22,7 @@ from common.data.masks import load_masks
 from common.distillation import load_teacher
 from common.evaluate import evaluate, set_train_mode
 from common.launch import OtherLoad, StopRequest
+from common.processes import failing_together, lost_process_explained
 from common.run_folder import RunFolder, releases_folder
 from common.schedule import Plan, set_lr
 from common.step import train_step
@@ -30,6 +31,7 @@ DIVERGED = "the run has diverged: lower --lr, raise --warmup or set --clip-norm 
 
 
 @releases_folder
+@lost_process_explained()
 def train_model(
     config: TrainConfig,
     accelerator: Accelerator,
@@ -48,10 +50,12 @@ def train_model(
         Interrupted: SIGTERM or Ctrl-C was received; a checkpoint has been saved.
     """
     plan = Plan(config, num_rows=len(train))
-    if config.background != "keep":
-        train.masks = load_masks(config, "train", train)
-    teacher = load_teacher(config, train, val, accelerator.device)
-    folder = RunFolder(config, accelerator, model, train, val)
+    with failing_together():
+        if config.background != "keep":
+            train.masks = load_masks(config, "train", train)
+        teacher = load_teacher(config, train, val, accelerator.device)
+        folder = RunFolder(config, accelerator, model, train, val)
+    folder.compare_processes()
     model, optimizer = accelerator.prepare(model, optimizer)
     place_pixels(config, accelerator.device, train, val)
 

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from matplotlib.figure import Figure
 
-import common.run_folder
+import common.figures
 from common.config import DataConfig
 from common.data.dataset import load_splits
 from tests import helpers
@@ -104,7 +104,7 @@ def options(cache, tmp_path):
 def empty_figures(monkeypatch):
     """Replaces the figures of runs in this process, which would take as long as everything else."""
     for name in ("curves", "confusion", "mistakes"):
-        monkeypatch.setattr(common.run_folder, name, lambda *_: Figure(figsize=(1, 1)))
+        monkeypatch.setattr(common.figures, name, lambda *_: Figure(figsize=(1, 1)))
 
 
 @pytest.fixture

@@ -149,6 +149,19 @@ def logits_of(model: nn.Module, split: ClassificationDataset) -> torch.Tensor:
     return model.eval()(torch.stack([split[i][0] for i in range(len(split))]))
 
 
+def assert_same_run(one: Path, two: Path) -> None:
+    """Asserts that logs, the 48 rows and their losses are the same, except for rounding errors."""
+    for a, b in zip(read_log(one), read_log(two), strict=True):
+        assert a.keys() == b.keys() and (a["step"], a["epoch"]) == (b["step"], b["epoch"])
+        for name in ("loss", "train_loss", "val_loss"):
+            assert a.get(name) == pytest.approx(b.get(name), abs=1e-4)
+    rows = read_predictions(two)
+    assert len(rows) == 48 == len({row["image_id"] for row in rows})
+    for a, b in zip(read_predictions(one), rows, strict=True):
+        assert (a["image_id"], a["label"]) == (b["image_id"], b["label"])
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-4)
+
+
 def signal_at(step: int, number: int, train_step: Callable = common.train.train_step) -> Callable:
     """A `train_step` that sends this process a signal in the middle of step `step`, counted from 1."""
 

@@ -35,8 +35,9 @@ def table_rows(done):
 
 @pytest.mark.slow
 def test_speed():
-    short = "--parts training predict batches start study --rounds 1 --rows 16 --seconds 0 --sizes 40 --epochs 1"
+    short = "--parts training predict batches start load study --rounds 1 --rows 16 --seconds 0 --sizes 40 --epochs 1"
     found = table_rows(run_benchmark("speed", *short.split(), "--models", "custom CNN, 64 px"))
+    assert all(float(cell.split()[0]) > 0 for name in ("python", "accelerate launch") for cell in found[name])
     for name in ("custom CNN, 64 px", "jpeg", "jpeg --augment", "png", "png --augment", "40 rows", "1 epochs"):
         assert len(found[name]) >= 3 and all(float(cell.split()[0].replace(",", "")) >= 0 for cell in found[name])
 

@@ -18,12 +18,22 @@ from common.config import flag_of, parse
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
-OTHER_TOOLS = {  # options of accelerate and torchrun, as the pattern cuts them, and of TensorBoard
+OTHER_TOOLS = {  # options of accelerate and torchrun, as the pattern cuts them, of Slurm and of TensorBoard
     "--config",
     "--nproc",
     "--num",
     "--mixed",
     "--dynamo",
+    "--multi",
+    "--machine",
+    "--main",
+    "--cpu",
+    "--nodes",
+    "--ntasks-per-node",
+    "--gpus-per-node",
+    "--cpus-per-task",
+    "--time",
+    "--signal",
     "--logdir",
 }
 RUN_BY_CI = ("-m pytest", "pip install -e '.[test,onnx,dev,browser]'", "ruff check")  # .ci/run runs these unchanged

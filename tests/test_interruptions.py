@@ -69,6 +69,16 @@ def test_a_signal_is_recorded_and_the_next_one_is_the_systems():
     assert handlers() == before, "the handlers are restored when training has ended"
 
 
+def test_a_signal_that_torchrun_passes_on_is_no_second_request(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest(Accelerator(cpu=True)) as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.received and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_signal_handlers_are_restored_after_an_error():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ZeroDivisionError), StopRequest(Accelerator(cpu=True)):

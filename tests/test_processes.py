@@ -25,6 +25,7 @@ from tests.helpers import (
     ROOT,
     SCRIPTS,
     SMALL,
+    assert_same_run,
     config_of,
     epoch_lines,
     exit_code,
@@ -34,7 +35,6 @@ from tests.helpers import (
     logits_of,
     main,
     read_json,
-    read_log,
     read_predictions,
     read_weights,
     results,
@@ -96,19 +96,6 @@ def test_a_mistake_in_a_real_process(options):
 
 
 # Several processes ---------------------------------------------------------------------------------------------------
-
-
-def assert_same_run(one, two):
-    """Asserts that logs, rows and losses are the same, except for rounding errors due to a different order."""
-    for a, b in zip(read_log(one), read_log(two), strict=True):
-        assert a.keys() == b.keys() and (a["step"], a["epoch"]) == (b["step"], b["epoch"])
-        for name in ("loss", "train_loss", "val_loss"):
-            assert a.get(name) == pytest.approx(b.get(name), abs=1e-4)
-    rows = read_predictions(two)
-    assert len(rows) == 48 == len({row["image_id"] for row in rows})
-    for a, b in zip(read_predictions(one), rows, strict=True):
-        assert (a["image_id"], a["label"]) == (b["image_id"], b["label"])
-        assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-4)
 
 
 @pytest.mark.slow

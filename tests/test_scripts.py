@@ -1,6 +1,7 @@
 """The training scripts on real photos, a few steps each: their results, their run folder, their options."""
 
 import importlib
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,16 +123,21 @@ def test_the_saved_weights_are_those_that_were_scored(finished):
     assert result["loss"] == pytest.approx(read_json(finished.folder, "metrics.json")["loss"], abs=1e-5)
 
 
+def split_of(classes):
+    """A split of two rows per class, whose images are black."""
+    size = 2 * len(classes)
+    return ClassificationDataset(
+        np.zeros((size, 3, 8, 8), np.uint8), np.arange(size), torch.ones(size, 2), np.zeros((size, 2), np.uint64),
+        torch.arange(size) // 2, classes, None, np.arange(size),
+        source_rows=size, dropped=0, problems=[], fingerprint="", normalization=IMAGENET,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("classes", slow_but([3], 3, 130))
 def test_any_number_and_name_of_classes_can_be_drawn(classes, tmp_path):
     """Dollar signs are not special in figures, and many classes do not lead to a huge figure."""
-    size = 2 * classes
-    val = ClassificationDataset(
-        np.zeros((size, 3, 8, 8), np.uint8), np.arange(size), torch.ones(size, 2), np.zeros((size, 2), np.uint64),
-        torch.arange(size) // 2, [f"$5_to $10_{i}" for i in range(classes)], None, np.arange(size),
-        source_rows=size, dropped=0, problems=[], fingerprint="", normalization=IMAGENET,
-    )  # fmt: skip
-    logits = np.random.default_rng(0).normal(size=(size, classes))
+    val = split_of([f"$5_to $10_{i}" for i in range(classes)])
+    logits = np.random.default_rng(0).normal(size=(2 * classes, classes))
     log = [
         {"step": 1, "epoch": 1, "loss": 1.0},
         {"epoch": 1, "val_loss": 1, "val_accuracy": 0, "val_f1": 0, "val_macro_f1": 0},
@@ -139,6 +145,34 @@ def test_any_number_and_name_of_classes_can_be_drawn(classes, tmp_path):
     for figure in (curves(log), confusion(val, logits), mistakes(val, logits)):
         save_figure(tmp_path / "figure.png", figure)
         assert max(Image.open(tmp_path / "figure.png").size) <= 3600
+
+
+def test_the_figure_of_mistakes():
+    """Each image has its prediction and its label above it, and no part of another image."""
+    val = split_of(["a", "b", "a_category_with_a_long_name"])
+    probabilities = [
+        [0.6, 0.3, 0.1],
+        [0.1, 0.8, 0.1],
+        [0.9, 0.05, 0.05],
+        [0.1, 0.8, 0.1],
+        [0.1, 0.7, 0.2],
+        [0.1, 0.1, 0.8],
+    ]
+    figure = mistakes(val, np.log(probabilities))
+    [axis] = figure.axes
+    texts = ["a 90%\nlabel: b", "b 80%\nlabel: a", "b 70%\nlabel: a_category_with_a\u2026"]
+    assert [text.get_text() for text in axis.texts] == texts
+    assert figure.get_suptitle() == "3 of 6 val rows wrong, most confident first"
+    boxes = [image.get_window_extent() for image in axis.images]
+    captions = [text.get_window_extent() for text in axis.texts]
+    assert all(
+        box.y1 < caption.y0 and box.x0 - 10 < caption.x0 < caption.x1 < box.x1 + 10
+        for box, caption in zip(boxes, captions, strict=True)
+    )
+    assert all(figure.bbox.containsx(box.x1) and figure.bbox.containsy(box.y0) for box in boxes)
+    every = mistakes(split_of(["a", "b"] * 20), np.ones((80, 40)))
+    boxes = [item.get_window_extent() for item in [*every.axes[0].images, *every.axes[0].texts]]
+    assert len(boxes) == 48 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_default_run_folders():

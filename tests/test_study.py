@@ -276,6 +276,44 @@ def test_commands_of_unfinished_runs_are_listed(start_study, tmp_path, capsys):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "environment", "launched"),
+    [
+        ("", {}, False),
+        ("gpu_ids: all\n", {}, False),
+        ("mixed_precision: bf16\n", {}, True),
+        ("num_processes: 2\n", {}, True),
+        ("fsdp_config: {}\n", {}, True),
+        ("", {"ACCELERATE_MIXED_PRECISION": "bf16"}, True),
+    ],
+)
+def test_the_launcher_is_left_out_where_it_makes_no_difference(line, environment, launched, monkeypatch, tmp_path):
+    """In a configuration, the last of two lines with the same name counts."""
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(Path(CONFIG_FILE).read_text() + "\n" + line)
+    (job, *_) = jobs()
+    script = str(ROOT / "train_resnet.py")
+    launcher = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", str(config_file)]
+    expected = [sys.executable, *launcher * launched, script, *job.argv]
+    assert workers.command(job, str(config_file)) == expected
+
+
+def test_a_run_is_stopped_and_not_its_children():
+    """Such as the process of a tracker, which the run ends itself."""
+    code = "import subprocess, time; subprocess.Popen(['sleep', '60']); print(flush=True); time.sleep(60)"
+    launch = object.__new__(workers.Launch)
+    launch.has_launcher, launch.process = False, subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    launch.process.stdout.readline()
+    (child,) = psutil.Process(launch.process.pid).children()
+    launch.stop()
+    assert launch.process.wait(10) == -signal.SIGTERM and child.is_running()
+    child.kill()
+
+
 def test_an_error_leaves_no_run_behind(start_study, monkeypatch):
     stopped = []
 

@@ -108,6 +108,13 @@ def test_errors_are_printable(kind, capsys):
     assert "\n  row 1" in shown
 
 
+def test_the_end_of_a_script_collects_no_garbage():
+    """With PyTorch imported, that takes a second."""
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); import common.config as c; "
+    assert launch([sys.executable, "-c", f"{code} c.run(lambda: None)"]).stdout == "True\n"
+    assert launch([sys.executable, "-c", code]).stdout == "False\n"
+
+
 def test_another_encoding_of_file_names_is_refused(monkeypatch):
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
     with pytest.raises(SystemExit, match="error: .*iso8859-1.*PYTHONUTF8=1"):

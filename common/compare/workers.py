@@ -21,23 +21,45 @@ from common.launch import parameter_bytes, physical_cores
 from common.run_folder import script_file
 
 GIGABYTE = 2**30
+PLAIN = {  # values in a configuration of `accelerate launch` with which it starts the same run as `python`
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "NO",
+    "num_processes": 1,
+    "mixed_precision": "no",
+    "num_machines": 1,
+    "machine_rank": 0,
+    "use_cpu": False,
+    "gpu_ids": "all",
+    "dynamo_backend": "no",
+}
 
 
 def command(job: Job, config_file: str) -> list[str]:
-    """The words of the command that trains a job."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", config_file]
-    return [*launch, str(script_file(job.config)), *job.argv]
+    """The words of the command that trains a job, with `accelerate launch` if its configuration makes a difference."""
+    options = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", config_file]
+    launcher = options if needs_launcher(config_file) else []
+    return [sys.executable, *launcher, str(script_file(job.config)), *job.argv]
+
+
+def needs_launcher(config_file: str) -> bool:
+    """Whether `accelerate launch` with this configuration starts another run than `python`.
+
+    If not, the launcher is left out: it takes seconds and 300 MB of each run, as it imports PyTorch too. It also
+    overrides settings of Accelerate in the environment, so it is kept if there are any.
+    """
+    own = any(PLAIN.get(name, "") != value for name, value in read_launcher(config_file).items())
+    return own or any(name.startswith("ACCELERATE_") for name in os.environ)
 
 
 class Launch:
-    """A run that has been started with `accelerate launch`.
+    """A run that has been started with `command`.
 
     Its output is appended to a file in the folder output/ beside the run folder: a run that has outlived an earlier
     study may still be writing to it.
     """
 
     def __init__(self, job: Job, config_file: str, environment: dict[str, str]):
-        self.job, self.environment = job, environment
+        self.job, self.environment, self.has_launcher = job, environment, needs_launcher(config_file)
         self.output = job.folder.parent / "output" / f"{job.folder.name}.txt"
         check_output(self.output, lambda path: True)  # is appended to
         self.output.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +87,8 @@ class Launch:
     def stop(self) -> None:
         """Asks the script to finish its step and save a checkpoint; `wait` waits until it has done so."""
         with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
-            for process in psutil.Process(self.process.pid).children(recursive=True) or [self.process]:
+            children = psutil.Process(self.process.pid).children(recursive=True) if self.has_launcher else []
+            for process in children or [self.process]:
                 process.send_signal(signal.SIGTERM)
 
     def wait(self) -> None:

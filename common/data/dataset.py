@@ -18,6 +18,7 @@ from common.data.sources import clean_categories, describe_layout, load_tables
 from common.data.splits import assign_folds, parse_split
 from common.data.table import Table
 from common.files import write_csv
+from common.processes import local_main_process_first
 
 
 @dataclass(eq=False)
@@ -94,7 +95,8 @@ def load_splits(
 ) -> tuple[ClassificationDataset, ClassificationDataset]:
     """Loads the train and val splits of `config.data`, cropped and resized as `config` says.
 
-    One process per machine decodes the images; the others wait and then map the same file into memory.
+    One process per machine decodes the images; the others wait and then map the same file into memory. If it fails in
+    one process, it fails in all.
 
     Args:
         config: data source, crop and image size.
@@ -103,9 +105,9 @@ def load_splits(
     Raises:
         InputError: the data cannot be found, read or used.
     """
-    with PartialState().local_main_process_first():
+    with local_main_process_first():
         tables = load_tables(config)
-        if PartialState().is_local_main_process and (line := describe_layout(tables)):
+        if PartialState().is_main_process and (line := describe_layout(tables)):
             print(printable(line), flush=True)
         categories = {split: clean_categories(table) for split, table in tables.items()}
         if config.split_by:
