@@ -26,7 +26,7 @@ OTHER_TOOLS = {  # options of accelerate and torchrun, as the pattern cuts them,
     "--dynamo",
     "--logdir",
 }
-RUN_BY_CI = ("-m pytest", "pip install -e '.[test,onnx,dev,browser]'", "ruff check")  # .ci/run runs these unchanged
+RUN_BY_CI = ("-m pytest", "pip install -e '.[test,onnx,dev,browser,cluster]'", "ruff check")  # .ci/run runs these unchanged
 TRAINING = "--limit 16 --epochs 1 --image-size 32 --batch-size 8"
 SHORT = {  # added to the command of a script or a benchmark
     "study.py": f"--models custom_cnn resnet --variants crop --weights none --seeds 1 {TRAINING} --data sample",
@@ -108,7 +108,9 @@ def project(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=BLOCKS.values())
-def test_commands_run(block, project):
+def test_commands_run(block, project, request):
+    if any("--cluster" in command for command in block):
+        request.getfixturevalue("slurm")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # finds python, accelerate and torchrun
     for command in block:
         done = subprocess.run(
