@@ -74,31 +74,30 @@ def record(root, jobs):
 def test_a_wrong_parameter_is_explained(tmp_path, word, message):
     pytest.importorskip("submitit")
     with pytest.raises(InputError, match=message):
-        cluster.make_executor(tmp_path / "study", [word])
-    assert not (tmp_path / "study").exists()
+        cluster.make_executor(tmp_path / "study" / "slurm", [word])
 
 
 def test_parameters_are_passed_on(tmp_path, commands):
     pytest.importorskip("submitit")
     commands(sbatch="", srun="")
     words = "partition=gpu timeout_min=240 gpus_per_node=1 cpus_per_task=8 mem_gb=1.5 account=007 exclusive=true"
-    executor = cluster.make_executor(tmp_path / "My study", words.split())
+    executor = cluster.make_executor(tmp_path / "My study" / "slurm", words.split())
     text = executor._executor._make_submission_file_text("COMMAND", "")
     flags = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, flags=re.MULTILINE))
     expected = {"partition": "gpu", "time": "240", "gpus-per-node": "1", "cpus-per-task": "8", "mem": "1536MB"}
-    expected |= {"account": "007", "exclusive": "", "requeue": "", "signal": "USR2@120", "chdir": str(ROOT)}
+    expected |= {"job-name": "'My study'", "account": "007", "exclusive": "", "requeue": "", "signal": "USR2@120", "chdir": str(ROOT)}
     assert expected.items() <= flags.items()
     assert "--cpus-per-task 8" in text.splitlines()[-1] and "COMMAND" in text.splitlines()[-1]
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
-    if cluster_package := pytest.importorskip("submitit"):
-        monkeypatch.setenv("PATH", "")
-        with pytest.raises(InputError, match="sbatch and srun are not installed here"):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "submitit", None)
+        with pytest.raises(InputError, match=r"needs the package submitit: run pip install -e '\.\[cluster\]'"):
             cluster.make_executor(tmp_path, [])
-        assert cluster_package
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(InputError, match=r"needs the package submitit: run pip install -e '\.\[cluster\]'"):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="sbatch and srun are not installed here"):
         cluster.make_executor(tmp_path, [])
 
 
@@ -117,13 +116,22 @@ def test_a_job_has_one_machine(tmp_path, submitted):
 
 
 def test_pickles_that_others_could_replace_are_refused(tmp_path):
-    folder = cluster._private_folder(tmp_path / "study")
+    folder = tmp_path / "study" / "slurm"
+    cluster.make_private(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
+    cluster.make_private(folder)
     folder.chmod(0o770)
     with pytest.raises(InputError, match="others may write to .*slurm, and so execute code in your jobs"):
-        cluster._private_folder(tmp_path / "study")
-    with pytest.raises(InputError, match="may not have %"):
-        cluster._private_folder(tmp_path / "100%")
+        cluster.make_private(folder)
+
+
+def test_a_path_that_slurm_would_change_is_refused(tmp_path, commands):
+    """It could also end a line of the script that is submitted, and begin another."""
+    pytest.importorskip("submitit")
+    commands(sbatch="", srun="")
+    for name in ("100%", "a\nreboot"):
+        with pytest.raises(InputError, match="has % or control characters in its path"):
+            cluster.make_executor(tmp_path / name / "slurm", [])
 
 
 # Jobs that were submitted --------------------------------------------------------------------------------------------
@@ -295,6 +303,14 @@ def test_a_run_that_is_stopped_and_has_saved_its_state_is_requeued(job, number):
     process.send_signal(signal.SIGTERM)  # is not passed on: a second one would end the script before it has saved
     assert process.wait(30) == 75
     assert job.requeued() == "requeue 12_3\n" and "stopped after step 3" in job.output()
+
+
+def test_a_job_that_cannot_be_requeued_says_so(job, commands):
+    process = job("save")
+    commands(scontrol="echo 'Access denied' >&2; exit 1")
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(30) == 75
+    assert job.output().splitlines()[-1] == "error: Slurm does not requeue the job: Access denied"
 
 
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PENDING", ""])

@@ -26,7 +26,7 @@ from common.files import write_json
 
 FOLDER = "slurm"
 RECORD = "jobs.json"
-DEFAULTS = {"timeout_min": 60, "cpus_per_task": 1, "signal_delay_s": 120}
+DEFAULTS: dict[str, Any] = {"timeout_min": 60, "cpus_per_task": 1, "signal_delay_s": 120}
 EARLY = 60  # seconds by which Slurm may send a signal too early
 OURS = {  # parameters of submitit that the study sets, that need several values, or that have a second name
     "array_parallelism", "additional_parameters", "setup", "teardown", "srun_args", "use_srun", "stderr_to_stdout",
@@ -59,7 +59,8 @@ def submit(jobs: Sequence[Job], root: Path, config_file: str, words: Sequence[st
     """
     if int(read_launcher(config_file).get("num_machines", 1)) > 1:
         raise InputError(f"--cluster: {config_file} starts each run on several machines, but a job has one.")
-    executor = make_executor(root, words)
+    folder = root.resolve() / FOLDER
+    executor = make_executor(folder, words)
     active = active_runs(jobs)
     fingerprints = decode_data(jobs)
     left = [job for job in jobs if not is_finished(job, fingerprints[job.data_key])]
@@ -68,6 +69,7 @@ def submit(jobs: Sequence[Job], root: Path, config_file: str, words: Sequence[st
     if not new:
         return f"nothing to submit: {already or 'all runs are finished'}"
     executor.update_parameters(slurm_array_parallelism=len(new) if number == "auto" else int(number))
+    make_private(folder)
     calls = [SlurmJob(tuple(command(job, config_file)), os.getcwd(), str(job.folder)) for job in new]
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # which would have the reason a first time
@@ -75,14 +77,14 @@ def submit(jobs: Sequence[Job], root: Path, config_file: str, words: Sequence[st
     except RuntimeError as error:
         raise InputError(f"Slurm refuses the jobs: {' '.join(str(error).split())}") from error
     ids = {job.folder.name: handle.job_id for job, handle in zip(new, submitted, strict=True)}
-    write_json(root / FOLDER / RECORD, recorded_jobs(root) | ids)
+    write_json(folder / RECORD, recorded_jobs(root) | ids)
     array = submitted[0].job_id.split("_")[0]
     text = f"{count(len(new), 'run')} submitted as job {array}" + f", {already}" * bool(already)
-    return f"{text}. You can log out; the same command with --status shows the runs, and without it retries failed ones"
+    return f"{text}. --status shows how the runs are doing; the same command again retries those that have failed."
 
 
-def make_executor(root: Path, words: Sequence[str]) -> Any:
-    """submitit's executor for the jobs of the study in `root`, with the parameters `words`."""
+def make_executor(folder: Path, words: Sequence[str]) -> Any:
+    """submitit's executor, with its files in `folder` in the study's folder, and the parameters `words`."""
     try:
         import submitit  # not imported above because it is optional
     except ImportError as error:
@@ -101,12 +103,14 @@ def make_executor(root: Path, words: Sequence[str]) -> Any:
         )
     if not (shutil.which("sbatch") and shutil.which("srun")):
         raise InputError("--cluster slurm: sbatch and srun are not installed here. Use a login node of the cluster.")
+    if "%" in str(folder) or str(folder) != printable(str(folder)):
+        raise InputError(f"{folder.parent} has % or control characters in its path, which --cluster cannot use.")
     parameters |= {
-        "name": parameters.get("name", root.resolve().name),
+        "name": parameters.get("name", folder.parent.name),
         "srun_args": ["--cpus-per-task", str(parameters["cpus_per_task"])],  # which srun does not take from sbatch
         "additional_parameters": {"requeue": True, "chdir": str(PROJECT)},  # where a job finds the package `common`
     }
-    executor = submitit.AutoExecutor(folder=_private_folder(root), cluster="slurm")
+    executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
     executor.update_parameters(
         **{name if name in generic else f"slurm_{name}": value for name, value in parameters.items()}
     )
@@ -132,16 +136,12 @@ def _parameter(word: str, valid: set[str], types: dict[str, type]) -> tuple[str,
     raise InputError(f"--slurm {word}: {name} must be a number, 0 or more.")
 
 
-def _private_folder(root: Path) -> Path:
-    """The folder for submitit's files in `root`, whose pickles are executed: only its owner may write to it."""
-    folder = root.resolve() / FOLDER
-    if "%" in str(folder) or str(folder) != printable(str(folder)):
-        raise InputError(f"--out {root}: with --cluster, its path may not have % or control characters.")
+def make_private(folder: Path) -> None:
+    """Creates the folder for submitit's files: only its owner may write there, because jobs execute its pickles."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise InputError(f"others may write to {folder}, and so execute code in your jobs: delete it, or chmod 700 it.")
-    return folder
 
 
 # Jobs ----------------------------------------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ class SlurmJob:
             sys.exit(1)
         # A time limit that is too short for a single step would start the job again and again.
         if signal.SIGTERM in received or self._checkpoint() != before:
-            requeue(job)
+            if problem := requeue(job):
+                run.note(f"{FAILED}Slurm does not requeue the job: {problem}")
         else:
             run.note(f"{FAILED}the time limit of the job ended before the first step: raise timeout_min")
         sys.exit(75)
@@ -129,9 +130,14 @@ def job_id() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def requeue(job: str) -> None:
-    """Has Slurm start this job again, unless it is no longer running: then it was requeued or cancelled by others."""
+def requeue(job: str) -> str | None:
+    """Has Slurm start this job again, unless it is no longer running: then it was requeued or cancelled by others.
+
+    Returns:
+        Why Slurm does not do so; None if it does.
+    """
     ask = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
-    state = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
-    if state == "RUNNING":
-        subprocess.run(["scontrol", "requeue", job], check=True)
+    if subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip() != "RUNNING":
+        return None
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    return (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else None
