@@ -121,7 +121,7 @@ def train(options, empty_figures):
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
-    """A Slurm cluster that consists of this machine, with two CPUs. Without Slurm or its rights, the test is skipped."""
+    """A Slurm cluster that consists of this machine, with two CPUs; without Slurm or root, the test is skipped."""
     pytest.importorskip("submitit", reason="submitit is not installed")
     if os.geteuid() or not all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged")):
         pytest.skip("Slurm is not installed, or the user may not start it: see .ci/run")

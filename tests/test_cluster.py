@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -85,7 +86,14 @@ def test_parameters_are_passed_on(tmp_path, commands):
     text = executor._executor._make_submission_file_text("COMMAND", "")
     flags = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, flags=re.MULTILINE))
     expected = {"partition": "gpu", "time": "240", "gpus-per-node": "1", "cpus-per-task": "8", "mem": "1536MB"}
-    expected |= {"job-name": "'My study'", "account": "007", "exclusive": "", "requeue": "", "signal": "USR2@120", "chdir": str(ROOT)}
+    expected |= {
+        "job-name": "'My study'",
+        "account": "007",
+        "exclusive": "",
+        "requeue": "",
+        "signal": "USR2@120",
+        "chdir": str(ROOT),
+    }
     assert expected.items() <= flags.items()
     assert "--cpus-per-task 8" in text.splitlines()[-1] and "COMMAND" in text.splitlines()[-1]
 
@@ -399,31 +407,42 @@ def test_a_study_on_slurm_is_equal_to_one_on_this_machine(slurm, cache, tmp_path
     def slurm_says(*command):
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
+    def set_limit(folder, minutes):
+        slurm_says("scontrol", "update", f"JobId={jobs[folder.name]}", f"TimeLimit={minutes}")
+
     printed = ask(on_slurm)
     array = re.match(r"8 runs submitted as job (\d+)\.", printed)[1]
     assert "0 of 8 runs finished" in printed
-    assert ask(on_slurm).startswith("nothing to submit: 8 runs already queued or running")
-    here = launch(study_command)
-    assert here.returncode == 1 and f"queued or running on Slurm: add --cluster slurm, or end them with scancel {array}" in here.stderr
-
     jobs = json.loads((tmp_path / "study" / "slurm" / "jobs.json").read_text())
     folders = [tmp_path / "study" / name for name in jobs]
     assert len(folders) == 8 and list(jobs.values()) == [f"{array}_{i}" for i in range(8)]
     requeued, limited, killed, *_ = folders
 
-    process = in_the_middle(requeued)
-    assert re.search(rf"{requeued.name} +running +epoch [\d.]+ of 40, job {array}_0\n", ask([*study_command, "--status"]))
-    slurm_says("scontrol", "requeue", jobs[requeued.name])
-    wait_for(lambda: has_pending(process, signal.SIGTERM))
-    process.resume()
+    first, second = in_the_middle(requeued), in_the_middle(limited)  # two CPUs
+    *rows, last = ask([*study_command, "--status"]).splitlines()
+    assert re.fullmatch(rf"{requeued.name} +running +epoch [\d.]+ of 40, job {array}_0", rows[0])
+    assert re.fullmatch(rf"{killed.name} +queued +Resources, job {array}_2", rows[2])
+    assert last == "8 runs: 2 running, 6 queued; time left unknown"
+    assert ask(on_slurm).startswith("nothing to submit: 8 runs already queued or running")
+    here = launch(study_command)
+    assert (
+        here.returncode == 1
+        and f"queued or running on Slurm: add --cluster slurm, or end them with scancel {array}." in (here.stderr)
+    )
 
-    process = in_the_middle(limited)
-    slurm_says("scontrol", "update", f"JobId={jobs[limited.name]}", "TimeLimit=1")
-    wait_for(lambda: has_pending(process, signal.SIGTERM))
-    slurm_says("scontrol", "update", f"JobId={jobs[limited.name]}", "TimeLimit=10")
-    process.resume()
+    slurm_says("scontrol", "requeue", jobs[requeued.name])
+    wait_for(lambda: has_pending(first, signal.SIGTERM))
+    first.resume()
 
     in_the_middle(killed).kill()
+
+    start = slurm_says("squeue", "--noheader", f"--jobs={jobs[limited.name]}", "--format=%S").strip()
+    elapsed = time.time() - datetime.fromisoformat(start).timestamp()
+    set_limit(limited, int(elapsed + 45) // 60 + 1)  # minutes; 45 to 105 seconds are left
+    wait_for(lambda: has_pending(second, signal.SIGTERM))
+    set_limit(limited, 10)
+    second.resume()
+
     wait_for(lambda: not slurm_says("squeue", "--noheader"), 600)
     *rows, last = ask([*study_command, "--status"]).splitlines()
     assert len(rows) == 1 and re.match(rf"{killed.name} +failed +the run was ended from outside", rows[0])

@@ -26,7 +26,8 @@ OTHER_TOOLS = {  # options of accelerate and torchrun, as the pattern cuts them,
     "--dynamo",
     "--logdir",
 }
-RUN_BY_CI = ("-m pytest", "pip install -e '.[test,onnx,dev,browser,cluster]'", "ruff check")  # .ci/run runs these unchanged
+# .ci/run runs these unchanged
+RUN_BY_CI = ("-m pytest", "pip install -e '.[test,onnx,dev,browser,cluster]'", "ruff check")
 TRAINING = "--limit 16 --epochs 1 --image-size 32 --batch-size 8"
 SHORT = {  # added to the command of a script or a benchmark
     "study.py": f"--models custom_cnn resnet --variants crop --weights none --seeds 1 {TRAINING} --data sample",

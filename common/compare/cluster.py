@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.announce import PROJECT
 from common.compare.grid import Job, decode_data, is_finished
 from common.compare.process import SlurmJob
 from common.compare.workers import command, read_launcher
 from common.config import InputError, count, fits, printable
 from common.files import write_json
+from common.provenance import PROJECT
 
 FOLDER = "slurm"
 RECORD = "jobs.json"

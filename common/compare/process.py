@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +33,18 @@ class RunProcess:
     Its output is appended to `output_file`: a run that has outlived an earlier study may still be writing to it.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]):
+    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str]):
         self.environment, self.output = environment, output_file(folder)
         check_output(self.output, lambda path: True)  # is appended to
         self.output.parent.mkdir(parents=True, exist_ok=True)
         with open(self.output, "ab") as file:
             self.start = file.tell()
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **environment}
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | environment,
             )
 
     def is_running(self) -> bool:

@@ -24,7 +24,9 @@ def study_status(jobs: Sequence[Job]) -> str:
     width = max((len(job.folder.name) for job in left), default=0)
     lines = [f"{job.folder.name:{width}}  {states[job][0]:11}  {states[job][1]}".rstrip() for job in left]
     numbers = Counter(state for state, _ in states.values())
-    total = f"{count(len(jobs), 'run')}: " + ", ".join(f"{numbers[state]} {state}" for state in STATES if numbers[state])
+    total = f"{count(len(jobs), 'run')}: " + ", ".join(
+        f"{numbers[state]} {state}" for state in STATES if numbers[state]
+    )
     if left:
         together = max(1, numbers["running"])
         times = durations([job for job in jobs if states[job][0] == "finished"])
