@@ -1,5 +1,6 @@
 """Studies on a cluster: parameters, what a job does when it is stopped, status, and a study on a real Slurm."""
 
+import contextlib
 import json
 import os
 import re
@@ -381,17 +382,28 @@ def has_pending(process, number):
     return int(pending, 16) >> (number - 1) & 1
 
 
-def in_the_middle(folder):
-    """Waits until a run has trained for some epochs, and returns its process, suspended."""
-    wait_for(lambda: log_length(folder) >= 4)
-    process = script_of(folder)
-    process.suspend()
-    assert not (folder / "metrics.json").exists()
-    return process
+@pytest.fixture
+def in_the_middle():
+    """A function that waits until a run has trained for some epochs, and returns its process, suspended."""
+    processes = []
+
+    def in_the_middle(folder):
+        wait_for(lambda: log_length(folder) >= 4)
+        process = script_of(folder)
+        processes.append(process)
+        process.suspend()
+        wait_for(lambda: process.status() == psutil.STATUS_STOPPED)
+        assert not (folder / "metrics.json").exists()
+        return process
+
+    yield in_the_middle
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @pytest.mark.slow
-def test_a_study_on_slurm_is_equal_to_one_on_this_machine(slurm, cache, tmp_path, monkeypatch):
+def test_a_study_on_slurm_is_equal_to_one_on_this_machine(slurm, in_the_middle, cache, tmp_path, monkeypatch):
     """Eight runs: one is requeued, one reaches its time limit, one is killed and submitted again."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     line = f"--data sample --models custom_cnn custom_vit --variants full crop --seeds 2 --cache {cache}"

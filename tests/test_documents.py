@@ -112,6 +112,7 @@ def project(tmp_path_factory):
 def test_commands_run(block, project, request):
     if any("--cluster" in command for command in block):
         request.getfixturevalue("slurm")
+        block = [f"{command} --out runs/on-slurm" for command in block]  # other studies are trained on this machine
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # finds python, accelerate and torchrun
     for command in block:
         done = subprocess.run(
