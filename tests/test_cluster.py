@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -15,12 +16,12 @@ import psutil
 import pytest
 
 import study
-from common.compare import cluster
+from common.compare import cluster, grid
 from common.compare.process import SlurmJob
 from common.config import InputError
 from common.files import locked_folder
 from tests import helpers
-from tests.helpers import ROOT, launch, log_length, results, wait_for
+from tests.helpers import ROOT, launch, log_length, read_json, results, wait_for
 
 GRID = "--data sample --models custom_cnn --variants full --seeds 4"
 NAMES = [f"train_custom_cnn-full-s{seed}" for seed in range(4)]
@@ -192,6 +193,36 @@ def test_a_damaged_record_is_refused(submitted, content):
     (root / "slurm" / "jobs.json").write_text(content)
     with pytest.raises(InputError, match="jobs.json is damaged"):
         cluster.active_runs(jobs)
+
+
+def test_runs_are_submitted_once(tmp_path, cache, commands, monkeypatch, capsys):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(grid, "PartialState", lambda cpu: None)  # it would prevent later tests from using a GPU
+    root = tmp_path / "study"
+    line = f"{GRID} --limit 32 --image-size 32 --cache {cache} --out {root} --cluster slurm"
+
+    def submit(more="", array=12):
+        commands(srun="", sbatch=f"echo 'Submitted batch job {array}'")
+        study.main([*line.split(), *more.split()])
+        return capsys.readouterr().out
+
+    assert submit("--jobs 2").startswith("4 runs submitted as job 12. --status shows")
+    assert "#SBATCH --array=0-3%2\n" in (root / "slurm" / "12_submission.sh").read_text()
+    assert read_json(root / "slurm", "jobs.json") == {name: f"12_{i}" for i, name in enumerate(NAMES)}
+    assert pickle.loads((root / "slurm" / "12_1_submitted.pkl").read_bytes()).function.folder == str(root / NAMES[1])
+
+    commands(squeue=QUEUE)  # jobs 2 and 3 have failed
+    assert submit("--slurm partition=a", 13).startswith("2 runs submitted as job 13, 2 runs already queued or running.")
+    assert "#SBATCH --array=0-1%2\n" in (root / "slurm" / "13_submission.sh").read_text()
+    jobs = [*read_json(root / "slurm", "jobs.json").values()]
+    assert jobs == ["12_0", "12_1", "13_0", "13_1"]
+    commands(squeue="\n".join(f"echo '{job}|PENDING|Priority'" for job in jobs))
+    assert submit().startswith("nothing to submit: 4 runs already queued or running\n0 of 4 runs finished")
+
+    commands(squeue="", sbatch="echo 'sbatch: error: invalid partition specified: b' >&2; exit 1")
+    with pytest.raises(InputError, match="^Slurm refuses the jobs: sbatch: error: invalid partition specified: b$"):
+        study.main([*line.split(), "--slurm", "partition=b"])
+    assert [*read_json(root / "slurm", "jobs.json").values()] == jobs
 
 
 # Status --------------------------------------------------------------------------------------------------------------
@@ -425,7 +456,7 @@ def test_a_study_on_slurm_is_equal_to_one_on_this_machine(slurm, in_the_middle, 
     printed = ask(on_slurm)
     array = re.match(r"8 runs submitted as job (\d+)\.", printed)[1]
     assert "0 of 8 runs finished" in printed
-    jobs = json.loads((tmp_path / "study" / "slurm" / "jobs.json").read_text())
+    jobs = read_json(tmp_path / "study" / "slurm", "jobs.json")
     folders = [tmp_path / "study" / name for name in jobs]
     assert len(folders) == 8 and list(jobs.values()) == [f"{array}_{i}" for i in range(8)]
     requeued, limited, killed, *_ = folders
