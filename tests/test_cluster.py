@@ -296,7 +296,7 @@ def save(number, frame):
     if behaviour == "save":
         (folder / "checkpoint").mkdir(parents=True)
         (folder / "checkpoint" / "last.pt").write_text("")
-    sys.exit("stopped after step 3 of 9")
+    sys.exit("error: the loss is nan" if behaviour == "diverge" else "stopped after step 3 of 9")
 if behaviour != "start":
     signal.signal(signal.SIGTERM, save)
 print("threads", os.environ["OMP_NUM_THREADS"], flush=True)
@@ -376,6 +376,13 @@ def test_a_run_that_is_preempted_before_the_first_step_is_requeued(job):
 def test_a_run_that_fails_is_not_requeued(job):
     assert job("fail").wait(30) == 1 and job.output().splitlines()[-1] == "error: no such option"
     assert job("finish").wait(30) == 0 and job.requeued() is None
+
+
+def test_a_run_that_fails_while_it_is_stopped_is_not_requeued(job):
+    process = job("diverge")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 1 and job.requeued() is None
+    assert job.output().splitlines()[-1] == "error: the loss is nan"
 
 
 def test_a_run_that_is_killed_leaves_a_reason(job):

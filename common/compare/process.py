@@ -103,10 +103,11 @@ class SlurmJob:
                 run.stop()
                 stopped = True
             time.sleep(0.1)
-        if not run.process.returncode:
+        error = run.error()
+        if not error:
             return
-        if not stopped:
-            if not (error := str(run.error())).startswith(FAILED):
+        if not stopped or error.startswith(FAILED):
+            if not error.startswith(FAILED):
                 run.note(f"{FAILED}the run was ended from outside, perhaps for lack of memory ({error})")
             sys.exit(1)
         # A time limit that is too short for a single step would start the job again and again.
