@@ -5,6 +5,8 @@ python study.py --data sample --recipe lab        # the ten experiments of the l
 python study.py --data sample --folds 5           # cross-validation over the products of train and val
 python study.py --data sample --plan              # the time it will take, and the differences that it can find
 python study.py --data sample --jobs 2            # two runs at the same time
+python study.py --data sample --cluster slurm     # each run as a job of a Slurm cluster
+python study.py --data sample --status            # which runs are queued, running, stopped or failed
 python study.py --data sample --list              # the commands of the unfinished runs, for a scheduler of your own
 python study.py --data sample --models timm mine  # train_timm.py, and a script of your own, train_mine.py
 python compare.py runs/study                      # analyse the results
@@ -75,8 +77,18 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
     parser.add_argument(
         "--jobs",
         default="auto",
-        help="number of runs at the same time (default: auto: one on each GPU or, without a GPU, on each core)",
+        help="number of runs at the same time (default: auto: one on each GPU or, without a GPU, on each core; with "
+        "--cluster, as many as it has room for)",
     )
+    parser.add_argument("--cluster", choices=("slurm",), help="submit each run as a job, and do not wait for them")
+    parser.add_argument(
+        "--slurm",
+        nargs="+",
+        default=(),
+        metavar="KEY=VALUE",
+        help="parameters of submitit for the jobs, such as partition=gpu gpus_per_node=1 timeout_min=240",
+    )
+    parser.add_argument("--status", action="store_true", help="print how the runs are doing; train nothing")
     parser.add_argument("--out", default="", help="folder for the runs (default: runs/study or runs/study-lab)")
     parser.add_argument(
         "--config-file",
@@ -99,6 +111,8 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
         parser.error(f"--config-file {options.config_file}: no such file")
     if options.jobs != "auto" and not re.fullmatch(r"[1-9]\d{0,3}", options.jobs, re.ASCII):
         parser.error(f"--jobs is {options.jobs}: it must be auto or at least 1")
+    if options.slurm and not options.cluster:
+        parser.error("--slurm: only with --cluster slurm")
     if options.seeds < 1:
         parser.error(f"--seeds is {options.seeds}: it must be at least 1")
     if options.folds == 1 or options.folds < 0:
@@ -144,9 +158,24 @@ def main(argv=None):
 
         unfinished = [job for job in jobs if not (job.folder / "metrics.json").exists()]
         return print(*(shlex.join(command(job, options.config_file)) for job in unfinished), sep="\n")
+    if options.status:
+        from common.compare.status import study_status
+
+        return print(study_status(jobs))
     root = jobs[0].folder.parent
     with locked_folder(root):
-        train_all(jobs, root, options)
+        if options.cluster:
+            submit_all(jobs, root, options)
+        else:
+            train_all(jobs, root, options)
+
+
+def submit_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> None:
+    """Submits the jobs in the locked folder `root` that are neither finished nor in the cluster's queue."""
+    from common.compare.cluster import submit
+
+    print(printable(submit(jobs, root, options.config_file, options.slurm, options.jobs)))
+    print_finished(jobs, root)
 
 
 def train_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> None:
@@ -156,9 +185,11 @@ def train_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> Non
         InputError: a run failed, or a finished one has been deleted.
         Interrupted: on Ctrl-C or SIGTERM, after the runs have saved checkpoints.
     """
+    from common.compare.cluster import check_not_submitted
     from common.compare.grid import decode_data, durations, is_finished, time_left
     from common.compare.workers import Failures, Launch, shares
 
+    check_not_submitted(jobs)
     free = shares(options.jobs, jobs, options.config_file)
     workers = len(free)
     fingerprints = decode_data(jobs)
@@ -202,15 +233,21 @@ def train_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> Non
                 raise
             folders = ", ".join(str(launch.job.folder) for launch in running)
             raise Interrupted(f"stopped during {folders}: run the same command again to continue") from None
-    finished = sum((job.folder / "metrics.json").exists() for job in jobs)
-    own_data = [] if jobs[0].config.data in KNOWN_DATA else ["--data", jobs[0].config.data]
-    compare = shlex.join(["python", "compare.py", str(root), *own_data])
-    print(printable(f"{finished} of {len(jobs)} runs finished. To compare them: {compare}"))
+    finished = print_finished(jobs, root)
     if finished < len(jobs):
         raise InputError(
             f"{len(jobs) - finished} of {len(jobs)} runs failed or were deleted: see {root}/output, and run the same "
             "command again to retry."
         )
+
+
+def print_finished(jobs: "list[Job]", root: Path) -> int:
+    """Prints how many jobs are finished, and the command that compares them; returns the number."""
+    finished = sum((job.folder / "metrics.json").exists() for job in jobs)
+    own_data = [] if jobs[0].config.data in KNOWN_DATA else ["--data", jobs[0].config.data]
+    compare = shlex.join(["python", "compare.py", str(root), *own_data])
+    print(printable(f"{finished} of {len(jobs)} runs finished. To compare them: {compare}"))
+    return finished
 
 
 if __name__ == "__main__":

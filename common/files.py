@@ -202,6 +202,15 @@ def _holder(folder: Path) -> str:
         return "another process"
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process of this machine holds the lock of `folder`, as far as the file says, which is only read."""
+    with suppress(OSError, ValueError, psutil.Error):
+        process, node, *_ = (folder / LOCK).read_text(encoding="utf-8").split()
+        started = psutil.Process(int(process)).create_time()  # a later process may have the number of an earlier one
+        return node == platform.node() and started <= (folder / LOCK).stat().st_mtime + 1
+    return False
+
+
 def check_lock(folder: Path) -> None:
     """Raises InputError if a folder that this process has locked was deleted since: another process may use it now."""
     held = _locks.get(folder.resolve())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; set before torch is imported
 
@@ -16,6 +17,7 @@ from common.config import DataConfig
 from common.data.dataset import load_splits
 from tests import helpers
 from tests.helpers import SAMPLE, SMALL
+from tests.slurm import local_slurm
 
 
 def pytest_addoption(parser):
@@ -115,6 +117,17 @@ def train(options, empty_figures):
         return helpers.main(script, options(script, name, more))
 
     return train
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A Slurm cluster that consists of this machine, with two CPUs; without Slurm or root, the test is skipped."""
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    if os.geteuid() or not all(shutil.which(name) for name in ("slurmctld", "slurmd", "munged")):
+        pytest.skip("Slurm is not installed, or the user may not start it: see .ci/run")
+    with pytest.MonkeyPatch.context() as patch, local_slurm(tmp_path_factory.mktemp("slurm")) as config:
+        patch.setenv("SLURM_CONF", str(config))
+        yield
 
 
 @pytest.fixture(scope="session")

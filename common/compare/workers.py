@@ -2,11 +2,8 @@
 
 import os
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,8 @@ import torch
 import yaml
 
 from common.compare.grid import Job
+from common.compare.process import RunProcess
 from common.config import InputError
-from common.files import check_output
 from common.launch import parameter_bytes, physical_cores
 from common.run_folder import script_file
 
@@ -51,48 +48,12 @@ def needs_launcher(config_file: str) -> bool:
     return own or any(name.startswith("ACCELERATE_") for name in os.environ)
 
 
-class Launch:
-    """A run that has been started with `command`.
-
-    Its output is appended to a file in the folder output/ beside the run folder: a run that has outlived an earlier
-    study may still be writing to it.
-    """
+class Launch(RunProcess):
+    """A job that has been started on this machine."""
 
     def __init__(self, job: Job, config_file: str, environment: dict[str, str]):
-        self.job, self.environment, self.has_launcher = job, environment, needs_launcher(config_file)
-        self.output = job.folder.parent / "output" / f"{job.folder.name}.txt"
-        check_output(self.output, lambda path: True)  # is appended to
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.output, "ab") as file:
-            self.start = file.tell()
-            self.process = subprocess.Popen(
-                command(job, config_file),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=os.environ | environment,
-            )
-
-    def is_running(self) -> bool:
-        return self.process.poll() is None
-
-    def error(self) -> str | None:
-        """Why the run has failed; None if it has not."""
-        if not self.process.returncode:
-            return None
-        lines = self.output.read_bytes()[self.start :].decode("utf-8", "replace").splitlines()
-        errors = [line for line in lines if line.startswith("error: ")]
-        return errors[-1] if errors else f"exit code {self.process.returncode}"
-
-    def stop(self) -> None:
-        """Asks the script to finish its step and save a checkpoint; `wait` waits until it has done so."""
-        with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
-            children = psutil.Process(self.process.pid).children(recursive=True) if self.has_launcher else []
-            for process in children or [self.process]:
-                process.send_signal(signal.SIGTERM)
-
-    def wait(self) -> None:
-        self.process.wait()
+        self.job = job
+        super().__init__(command(job, config_file), job.folder, environment)
 
 
 class Failures:
