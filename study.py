@@ -120,7 +120,7 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
     if options.until_decided and options.seeds is not None:
         parser.error("--until-decided chooses the number of seeds: use --max-seeds instead of --seeds")
     if options.max_seeds is not None and not options.until_decided:
-        parser.error("--max-seeds is an option of --until-decided: use --seeds instead, or both")
+        parser.error("--max-seeds belongs to --until-decided: add it, or use --seeds instead")
     if options.until_decided:
         options.seeds = 12 if options.max_seeds is None else options.max_seeds
         if not 4 <= options.seeds <= 1000:

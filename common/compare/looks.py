@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scipy import special
-from tqdm import tqdm
 
 from common.compare.experiments import group_runs
 from common.compare.grid import Job, is_finished
@@ -128,9 +127,7 @@ def looks_of_runs(runs: Sequence[FinishedRun]) -> Looks | None:
 # Decisions -----------------------------------------------------------------------------------------------------------
 
 
-def study_looks(
-    jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], None] = tqdm.write
-) -> Iterator[list[Job]]:
+def study_looks(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], None] = print) -> Iterator[list[Job]]:
     """The runs of each look at a study, in turn; all `jobs` at once if there are no looks.
 
     The runs have to be finished before the next are asked for, as these depend on their results. What each look decides
