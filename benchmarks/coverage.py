@@ -438,24 +438,20 @@ def main() -> None:
                 size, found = planned_power(world, args.trials, family=family, seed=i)
                 print(f"| {name} | {family} | {100 * size:.1f} points | {found:.3f} |", flush=True)
     if "sequential" in args.only:
-        found = {
-            name: until_decided(world, args.trials, seed=i)
-            for i, (name, world) in enumerate((UNTIL_DECIDED | UNTIL_DECIDED_POWER).items())
-        }
-        header = (
-            "intervals cover (all) | false alarms | accuracies cover | seeds | false alarms, looking after each seed"
-        )
-        print(f"\n| sequential | {header} |\n| --- | --- | --- | --- | --- | --- |")
-        for name, each in found.items():
-            shares = f"{each.covered:.3f} | {each.false:.3f} | {each.score_covered:.3f}"
-            print(f"| {name} | {shares} | {each.seeds:.1f} | {each.each_seed:.3f} |", flush=True)
-        print("\n| sequential | found | seeds | found with 3, 6 and 12 seeds | seeds that find as many | saved |")
-        print("| --- | --- | --- | --- | --- | --- |")
+        header = ("intervals cover (all)", "false alarms", "accuracies cover", "seeds", "false alarms after each seed")
+        print(f"\n| sequential | {' | '.join(header)} |\n| --- " + "| --- " * len(header) + "|")
+        results = {}
+        for i, (name, world) in enumerate((UNTIL_DECIDED | UNTIL_DECIDED_POWER).items()):
+            result = results[name] = until_decided(world, args.trials, seed=i)
+            cells = f"{result.covered:.3f} | {result.false:.3f} | {result.score_covered:.3f} | {result.seeds:.1f}"
+            print(f"| {name} | {cells} | {result.each_seed:.3f} |", flush=True)
+        print("\n| sequential | found | seeds | found with 3, 6, 12 seeds | seeds that find as many | runs saved |")
+        print("| --- " * 6 + "|")
         for name in UNTIL_DECIDED_POWER:
-            each = found[name]
-            fixed = ", ".join(f"{each.fixed[seeds]:.3f}" for seeds in (3, 6, 12))
-            saved = f"{1 - each.seeds / each.equal_seeds:.0%}"
-            print(f"| {name} | {each.found:.3f} | {each.seeds:.1f} | {fixed} | {each.equal_seeds:.1f} | {saved} |")
+            result = results[name]
+            fixed = ", ".join(f"{result.fixed[seeds]:.3f}" for seeds in (3, 6, 12))
+            cells = f"{result.found:.3f} | {result.seeds:.1f} | {fixed} | {result.equal_seeds:.1f}"
+            print(f"| {name} | {cells} | {1 - result.seeds / result.equal_seeds:.0%} |")
     if "folds" in args.only:
         print("\n| folds, partitions | " + " | ".join(LEARNERS) + " |\n" + "| --- " * (1 + len(LEARNERS)) + "|")
         for folds, partitions in ((3, 3), (5, 3), (5, 6), (10, 3)):

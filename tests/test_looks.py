@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,14 +16,14 @@ import pytest
 import compare
 import study
 from benchmarks.coverage import NASTY, UNTIL_DECIDED, SimulatedExperiment, World, until_decided
-from common.compare import grid, workers
+from common.compare import grid, plan, workers
 from common.compare.experiments import group_runs
 from common.compare.looks import FILE, GIVE_UP, Looks, answer_at, chance, follow, questions_at_looks, read_looks
 from common.compare.questions import ScoredExperiment, ask, pairs
 from common.config import InputError, Interrupted
 from common.finished_run import find_runs
 from tests import helpers
-from tests.helpers import ROOT, edit_json, read_json
+from tests.helpers import ROOT, edit_json, launch, read_json
 
 CLASSES = ["bed", "chair", "desk", "sofa"]
 LABELS = [CLASSES[i % 4] for i in range(120)]
@@ -34,7 +35,7 @@ WRONG = {  # by variant: the wrong rows of a seed
     "crop-strong": lambda seed: range(40, 70 + 3 * (seed % 3)),  # as good as the crop, on other rows
 }
 VARIANTS = "full crop crop-augment crop-strong"
-STUDY = f"--data sample --models custom_cnn --variants {VARIANTS} --jobs 1"
+STUDY = f"--data missing --models custom_cnn --variants {VARIANTS} --jobs 1"
 
 
 @pytest.fixture
@@ -108,6 +109,14 @@ def test_each_question_gets_the_seeds_that_it_needs(made_up_study, tmp_path, cap
     assert made_up_study() == [] and decisions(capsys.readouterr().out) == DECISIONS, "the same, asked twice"
 
 
+def test_each_look_has_the_threads_of_the_whole_study(made_up_study, monkeypatch):
+    """So that a run does not depend on how many others get more seeds."""
+    of = []
+    monkeypatch.setattr(workers, "shares", lambda number, jobs, file: of.append(len(jobs)) or [{}])
+    made_up_study()
+    assert of == [48, 48]
+
+
 @pytest.mark.parametrize("stop", [0, 5, 12, 14])
 def test_an_interrupted_study_decides_the_same(made_up_study, capsys, stop):
     with pytest.raises(Interrupted, match="run the same command again"):
@@ -159,6 +168,24 @@ def test_runs_with_other_options_are_refused_before_they_decide(made_up_study, t
 def test_an_experiment_without_a_question_has_the_seeds_of_the_first_look(made_up_study, capsys):
     started = made_up_study("--variants full crop full-augment --models custom_cnn --until-decided --list")
     assert started == [] and capsys.readouterr().out.count("--seed 2") == 3
+
+
+@pytest.mark.slow
+def test_real_runs_are_trained_until_decided_and_compared(tmp_path, cache):
+    """Whatever the looks decide, the comparison says the same."""
+    options = "--limit 64 --image-size 32 --epochs 2 --blocks 8k3p2 --jobs 1 --max-seeds 4 --until-decided"
+    command = [sys.executable, "study.py", *"--data sample --models custom_cnn --variants full crop".split()]
+    command += [*options.split(), "--cache", cache, "--out", str(tmp_path / "study")]
+    first, second = launch(command), launch(command)
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert decisions(first.stdout) == decisions(second.stdout) != []
+    compared = [sys.executable, "compare.py", str(tmp_path / "study"), "--cache", cache, "--out", str(tmp_path / "out")]
+    done = launch(compared)
+    assert done.returncode == 0, done.stderr
+    (answer,) = read_json(tmp_path / "out", "comparison.json")["questions"]
+    last = decisions(first.stdout)[-1]
+    assert last.startswith(f"after {answer['seeds'][0]} seeds: ")
+    assert (": 1 decided" in last) == (answer["decided"] or "the same within" in answer["sentence"])
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
@@ -268,7 +295,7 @@ def test_a_comparison_says_what_the_study_decided(compared, tmp_path, capsys):
     assert "not distinguishable on 120 images with 3 seeds" in strong["sentence"]
     assert [e["seeds"] for e in result["experiments"] if e["variant"] == "crop"] == [[*range(6)]], "the table has all"
     assert result["family"]["looks"] == [3, 6, 12] and result["family"]["questions"] == 3
-    note = "this study has looks after 3, 6 and 12 seeds"
+    note = "the study was planned with looks after 3, 6 and 12 seeds"
     page, html, printed = (
         (tmp_path / "comparison" / "comparison.md").read_text(),
         (tmp_path / "comparison" / "comparison.html").read_text(),
@@ -342,8 +369,9 @@ def test_studies_with_different_looks_are_not_compared(made_up_study, compared, 
         compared()
 
 
-def test_a_plan_has_the_looks(made_up_study, tmp_path, capsys, cache):
-    line = f"--until-decided --max-seeds 6 --plan --cache {cache} --limit 32 --image-size 32"
+def test_a_plan_has_the_looks(made_up_study, tmp_path, capsys, cache, monkeypatch):
+    monkeypatch.setattr(plan, "DRAWS", 1000)
+    line = f"--until-decided --max-seeds 6 --plan --data sample --cache {cache} --limit 32 --image-size 32"
     made_up_study(line)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "at most 24 runs of 4 experiments: 0 finished, time left unknown"
@@ -402,6 +430,18 @@ def test_two_models_that_are_certainly_alike_are_answered():
     (answer,), _ = questions_at_looks([*experiments.values()], Looks(12))
     assert answer.same and not answer.decided and "the same within" in answer.sentence
     assert answer.sentence.endswith(f"with {reached[-1]} seeds") and "1 decided (b vs. a, crop)" in lines[-1]
+
+
+def test_a_question_that_was_given_up_is_asked_again_if_its_experiments_go_on():
+    """Two equal models, each of which is compared with a better one."""
+    rng, names = np.random.default_rng(0), [(name, "crop") for name in "abc"]
+    labels, clusters, predictions = World((0.7, 0.7, 0.78), seeds=(12,) * 3, spread=(0.03,) * 3).draw(rng)
+    experiments = {n: SimulatedExperiment(n, p == labels, clusters) for n, p in zip(names, predictions, strict=True)}
+    lines = []
+    for _ in follow(list(pairs(experiments)), Looks(12), lambda *_: experiments, lines.append):
+        pass
+    assert "1 given up (b vs. a, crop)" in lines[0] and "3 of 3 experiments get more seeds" in lines[0]
+    assert "b vs. a, crop" in lines[1]
 
 
 HARD = World((0.7, 0.7), photos=8, seeds=(12, 12), spread=(0.05, 0.05), **NASTY)

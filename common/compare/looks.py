@@ -284,9 +284,9 @@ def questions_at_looks(
     if questions:
         times = _listed([f"{1 / share:.3g}" for share in looks.shares])
         notes.append(
-            f"this study has looks after {looks}, after which a question may be answered and get no more seeds: each "
-            "answer uses the first seeds of both experiments, up to a look; their intervals and p-values are corrected "
-            f"as for {times} times as many questions"
+            f"the study was planned with looks after {looks}, each of which could answer a question and end its runs; "
+            "an answer uses the first seeds of both experiments, up to its look, and its intervals and p-values are "
+            f"corrected as for {times} times as many questions"
         )
     if missing := len(questions) - len(answers):
         first = looks.seeds[0]
