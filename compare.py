@@ -100,7 +100,7 @@ def main(argv=None):
         "mistakes": {"run": str(explained_run.folder), "rows": [mistake.as_dict() for mistake in mistakes]},
         "family": {
             "asked": list(options.ask),
-            "questions": len(answers),
+            "questions": answers[0].family if answers else 0,
             "error": FAMILY_ERROR,
             "looks": looks.seeds if looks else [],
         },

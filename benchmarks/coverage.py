@@ -108,6 +108,9 @@ SCORES = {
     "one seed, high scores": World((0.88, 0.94)),
     "six seeds": World((0.65, 0.73), seeds=(6, 6), spread=(0.025, 0.025)),
     "six seeds, up to eight photos": World((0.65, 0.73), photos=8, seeds=(6, 6), spread=(0.025, 0.025), **NASTY),
+    "six seeds, up to eight photos, accuracy .95": World(
+        (0.95, 0.95), photos=8, seeds=(6, 6), spread=(0.01, 0.01), **NASTY
+    ),
 }
 DIFFERENCES = {  # true differences of 0; weights of a single seed have exactly the mean accuracy
     f"{kind}, {seeds[0]} and {seeds[1]} seeds, spreads {100 * spread[0]:.0f} and {100 * spread[1]:.0f} points": World(

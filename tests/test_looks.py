@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 import compare
 import study
@@ -22,6 +23,7 @@ from common.compare.looks import FILE, GIVE_UP, Looks, answer_at, chance, follow
 from common.compare.questions import ScoredExperiment, ask, pairs
 from common.config import InputError, Interrupted
 from common.finished_run import find_runs
+from common.stats import Estimate, SeedVariance
 from tests import helpers
 from tests.helpers import ROOT, edit_json, launch, read_json
 
@@ -166,7 +168,7 @@ def test_runs_with_other_options_are_refused_before_they_decide(made_up_study, t
 
 
 def test_an_experiment_without_a_question_has_the_seeds_of_the_first_look(made_up_study, capsys):
-    started = made_up_study("--variants full crop full-augment --models custom_cnn --until-decided --list")
+    started = made_up_study("--variants crop crop-strong full-augment --until-decided --list")
     assert started == [] and capsys.readouterr().out.count("--seed 2") == 3
 
 
@@ -245,7 +247,7 @@ HOSTILE = {
     "another rule": json.dumps({"looks": [3, 6, 12], "spending": "all at the last look"}),
     "more": json.dumps({"looks": [3, 6, 12], "spending": "proportional to seeds", "shares": [1, 1, 1]}),
     "deep": "[" * 5000,
-    "long": " " * 20_000,
+    "long": json.dumps({"looks": [3, 6, 12], "spending": "proportional to seeds"}) + " " * 20_000,
 }
 
 
@@ -346,10 +348,17 @@ def test_a_question_is_not_asked_before_the_first_look(made_up_study, compared, 
         "custom_cnn: crop vs. full", "custom_cnn: crop-augment vs. crop"
     ]  # fmt: skip
     assert "1 question not asked: an experiment has not finished its seeds 0 to 2" in result["notes"]
+    assert result["family"]["questions"] == 3
     assert result["questions"][0]["corrected_p"] == pytest.approx(3 * result["questions"][0]["p"]), "it still counts"
     two = compared(runs=["study/train_custom_cnn-full-s0", "study/train_custom_cnn-crop-s0"])
     assert two["questions"] == [] and any(note.startswith("1 question not asked") for note in two["notes"])
     assert not any("no difference was tested" in note for note in two["notes"])
+
+
+def test_a_look_needs_all_its_seeds(compared, tmp_path):
+    compared()
+    shutil.rmtree(tmp_path / "study" / "train_custom_cnn-crop-s4")
+    assert [answer["seeds"] for answer in compared()["questions"]] == [[3, 3]] * 3, "the sixth seed is of no use"
 
 
 def test_studies_with_different_looks_are_not_compared(made_up_study, compared, tmp_path):
@@ -419,6 +428,18 @@ def test_a_question_is_given_up_where_more_seeds_rarely_answer_it():
     for low, high in ((0, GIVE_UP), (GIVE_UP, 0.4), (0.4, 0.8), (0.8, 1.01)):
         chosen = (low <= chances) & (chances < high)
         assert chosen.sum() > 50 and answered[chosen].mean() == pytest.approx(chances[chosen].mean(), abs=0.1)
+
+
+def test_the_chance_is_that_of_a_difference_which_changes_by_the_new_seeds():
+    parts = SeedVariance(3e-4, 2e-4, 3), SeedVariance(2e-4, 1e-4, 3)
+    change = Estimate(0.06, 0, 4e-4, 100, parts)
+    (experiments,) = simulated(World((0.7, 0.7), seeds=(3, 3)), 1)
+    now = replace(ask("model", *experiments.values()), change=change, family=2, share=0.25)
+    later = SeedVariance(3e-4 / 4, 2e-4 / 4, 12), SeedVariance(2e-4 / 4, 1e-4 / 4, 12)
+    margin = Estimate(0, 0, 4e-4 - 3e-4 * 3 / 4, 100, later).margin(1 - 0.05 / 2 / 2)
+    new_seeds = student(df=(3 + 2) ** 2 / (3**2 / 2 + 2**2 / 2), loc=0.06, scale=(5e-4 * 3 / 4) ** 0.5)
+    assert chance(now, Looks(12)) == pytest.approx(new_seeds.sf(margin) + new_seeds.cdf(-margin))
+    assert chance(replace(now, change=replace(change, clusters=9)), Looks(12)) == 0, "no conclusion from 9 products"
 
 
 def test_two_models_that_are_certainly_alike_are_answered():
