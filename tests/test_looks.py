@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from benchmarks.coverage import NASTY, UNTIL_DECIDED, SimulatedExperiment, World
 from common.compare import grid, plan, workers
 from common.compare.experiments import group_runs
 from common.compare.looks import FILE, GIVE_UP, Looks, answer_at, chance, follow, questions_at_looks, read_looks
-from common.compare.questions import ScoredExperiment, ask, pairs
+from common.compare.questions import SAME, ScoredExperiment, ask, pairs
 from common.config import InputError, Interrupted
 from common.finished_run import find_runs
 from common.stats import Estimate, SeedVariance
@@ -83,6 +83,11 @@ def write_finished(job):
     script = Path(shutil.copy(ROOT / f"{job.script}.py", job.folder))
     code = {script.name: hashlib.sha256(script.read_bytes()).hexdigest()}
     edit_json(job.folder, "run.json", config=asdict(job.config), code=code)
+
+
+def study_jobs(tmp_path):
+    options, more = study.read_options([*STUDY.split(), "--until-decided", "--out", str(tmp_path / "study")])
+    return study.jobs_of(options, more)
 
 
 def names(variants, seeds):
@@ -333,8 +338,7 @@ def test_no_number_is_uncorrected(compared, tmp_path):
 def test_more_seeds_do_not_change_an_answer(compared, tmp_path):
     """Seeds between two looks are not used; seeds of an experiment that others do not have neither."""
     before = compared()["questions"]
-    options, more = study.read_options([*STUDY.split(), "--until-decided", "--out", str(tmp_path / "study")])
-    for job in study.jobs_of(options, more):
+    for job in study_jobs(tmp_path):
         if job.config.seed < (5 if job.variant == "crop-strong" else 11) and not job.folder.exists():
             write_finished(job)
     assert compared()["questions"] == before
@@ -358,7 +362,9 @@ def test_a_question_is_not_asked_before_the_first_look(made_up_study, compared, 
 def test_a_look_needs_all_its_seeds(compared, tmp_path):
     compared()
     shutil.rmtree(tmp_path / "study" / "train_custom_cnn-crop-s4")
-    assert [answer["seeds"] for answer in compared()["questions"]] == [[3, 3]] * 3, "the sixth seed is of no use"
+    (seed_6,) = [job for job in study_jobs(tmp_path) if job.folder.name == "train_custom_cnn-crop-s6"]
+    write_finished(seed_6)
+    assert [answer["seeds"] for answer in compared()["questions"]] == [[3, 3]] * 3, "six other seeds are no look"
 
 
 def test_studies_with_different_looks_are_not_compared(made_up_study, compared, tmp_path):
@@ -438,7 +444,8 @@ def test_the_chance_is_that_of_a_difference_which_changes_by_the_new_seeds():
     later = SeedVariance(3e-4 / 4, 2e-4 / 4, 12), SeedVariance(2e-4 / 4, 1e-4 / 4, 12)
     margin = Estimate(0, 0, 4e-4 - 3e-4 * 3 / 4, 100, later).margin(1 - 0.05 / 2 / 2)
     new_seeds = student(df=(3 + 2) ** 2 / (3**2 / 2 + 2**2 / 2), loc=0.06, scale=(5e-4 * 3 / 4) ** 0.5)
-    assert chance(now, Looks(12)) == pytest.approx(new_seeds.sf(margin) + new_seeds.cdf(-margin))
+    same = new_seeds.cdf(SAME - margin) - new_seeds.cdf(margin - SAME)
+    assert chance(now, Looks(12)) == pytest.approx(new_seeds.sf(margin) + new_seeds.cdf(-margin) + same)
     assert chance(replace(now, change=replace(change, clusters=9)), Looks(12)) == 0, "no conclusion from 9 products"
 
 
