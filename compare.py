@@ -48,6 +48,7 @@ def main(argv=None):
     from common.compare.baselines import find_baselines
     from common.compare.experiments import code_notes, comparable, fold_notes, group_runs
     from common.compare.heat_maps import confident_mistakes
+    from common.compare.looks import looks_of_runs, questions_at_looks
     from common.compare.markdown import markdown, short_table
     from common.compare.page import page_content, render
     from common.compare.photos import find_photos
@@ -65,13 +66,19 @@ def main(argv=None):
         return check_shortcuts(runs, out, data=options.data, cache=options.cache)
 
     check_output_folder(out, FILES, questions=list, experiments=list)
+    looks = looks_of_runs(runs)
     runs, left_out = comparable(runs)
     notes += left_out + code_notes(runs)
     experiments = group_runs(runs)
     notes += fold_notes(experiments)
     scored_experiments = [ScoredExperiment(experiment) for experiment in experiments]
-    answers = questions(scored_experiments, options.ask)
-    if not answers and set(options.ask) < set(QUESTIONS):
+    at_looks: list[str] = []
+    if looks:
+        answers, at_looks = questions_at_looks(scored_experiments, looks, options.ask)
+        notes += at_looks
+    else:
+        answers = questions(scored_experiments, options.ask)
+    if not answers and not at_looks and set(options.ask) < set(QUESTIONS):
         notes.append(f"no difference was tested: no two of these experiments answer --ask {' '.join(options.ask)}")
     baselines, missing = find_baselines(experiments, data=options.data, cache=options.cache)
 
@@ -91,7 +98,12 @@ def main(argv=None):
         "questions": [question.as_dict() for question in answers],
         "label_candidates": label_candidates(scored_experiments),
         "mistakes": {"run": str(explained_run.folder), "rows": [mistake.as_dict() for mistake in mistakes]},
-        "family": {"asked": list(options.ask), "questions": len(answers), "error": FAMILY_ERROR},
+        "family": {
+            "asked": list(options.ask),
+            "questions": answers[0].family if answers else 0,
+            "error": FAMILY_ERROR,
+            "looks": looks.seeds if looks else [],
+        },
         "notes": notes + missing + seed_and_leakage_notes(scored_experiments) + family_notes(answers),
     }
     compared_with_best = [q.a if q.b is best else q.b for q in answers if best in (q.a, q.b)]

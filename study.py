@@ -3,6 +3,7 @@
 python study.py --data sample                     # four models, four variants, six seeds
 python study.py --data sample --recipe lab        # the ten experiments of the lab study
 python study.py --data sample --folds 5           # cross-validation over the products of train and val
+python study.py --data sample --until-decided     # only as many seeds as it takes to answer the questions
 python study.py --data sample --plan              # the time it will take, and the differences that it can find
 python study.py --data sample --jobs 2            # two runs at the same time
 python study.py --data sample --cluster slurm     # each run as a job of a Slurm cluster
@@ -12,6 +13,11 @@ python study.py --data sample --models timm mine  # train_timm.py, and a script 
 python compare.py runs/study                      # analyse the results
 
 With --folds, each seed has its own partition of the products into folds, the same for all models and variants.
+
+With --until-decided, the study is looked at after 3, 6, 12, ... seeds, and at last after --max-seeds. Experiments get
+more seeds while one of their questions is open: neither decided, nor given up because more seeds are unlikely to decide
+it. The claims of compare.py hold, as it corrects them for these looks. docs/statistics.md says what this costs and
+saves.
 
 Options of the training scripts, such as --epochs 5 or --weights none, are passed to the scripts that have them. To
 continue an interrupted study, run the same command again: finished runs are kept, and unfinished ones are resumed.
@@ -60,7 +66,15 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
         default=DEFAULT_VARIANTS,
         help=f"preprocessing and augmentation (default: {' '.join(DEFAULT_VARIANTS)})",
     )
-    parser.add_argument("--seeds", type=int, default=6, help="number of seeds per experiment: 0, 1, ... (default: 6)")
+    parser.add_argument("--seeds", type=int, help="number of seeds per experiment: 0, 1, ... (default: 6)")
+    parser.add_argument(
+        "--until-decided",
+        action="store_true",
+        help="train more seeds only of experiments that have open questions, after 3, 6, 12, ... seeds",
+    )
+    parser.add_argument(
+        "--max-seeds", type=int, help="with --until-decided: the largest number of seeds per experiment (default: 12)"
+    )
     parser.add_argument(
         "--folds",
         type=int,
@@ -113,10 +127,24 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
         parser.error(f"--jobs is {options.jobs}: it must be auto or at least 1")
     if options.slurm and not options.cluster:
         parser.error("--slurm: only with --cluster slurm")
-    if options.seeds < 1:
-        parser.error(f"--seeds is {options.seeds}: it must be at least 1")
     if options.folds == 1 or options.folds < 0:
         parser.error(f"--folds is {options.folds}: it must be 0 or at least 2")
+    if options.until_decided and options.folds:
+        parser.error("--until-decided: there are no looks at a study with --folds, for which they were not simulated")
+    if options.until_decided and options.seeds is not None:
+        parser.error("--until-decided chooses the number of seeds: use --max-seeds instead of --seeds")
+    if options.max_seeds is not None and not options.until_decided:
+        parser.error("--max-seeds belongs to --until-decided: add it, or use --seeds instead")
+    if options.until_decided:
+        options.seeds = 12 if options.max_seeds is None else options.max_seeds
+        if not 4 <= options.seeds <= 1000:
+            parser.error(
+                f"--max-seeds is {options.seeds}: it must be from 4 to 1000, as the first look is after 3 seeds"
+            )
+    elif options.seeds is None:
+        options.seeds = 6
+    if options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}: it must be at least 1")
     return options, [*script_options, ["--recipe", options.recipe]]
 
 
@@ -148,38 +176,47 @@ def jobs_of(options: argparse.Namespace, script_options: list[list[str]]) -> "li
 def main(argv=None):
     options, script_options = read_options(argv)
     jobs = jobs_of(options, script_options)
+    from common.compare.looks import Looks, current_look, study_looks
+    from common.compare.workers import command, shares
+
+    looks = Looks(options.seeds) if options.until_decided else None
     if options.plan:
         from common.compare.plan import plan_report
-        from common.compare.workers import shares
 
-        return print(plan_report(jobs, workers=len(shares(options.jobs, jobs, options.config_file))))
+        return print(plan_report(jobs, looks, workers=len(shares(options.jobs, jobs, options.config_file))))
     if options.list:
-        from common.compare.workers import command
-
-        unfinished = [job for job in jobs if not (job.folder / "metrics.json").exists()]
+        unfinished = [job for job in current_look(jobs, looks) if not (job.folder / "metrics.json").exists()]
         return print(*(shlex.join(command(job, options.config_file)) for job in unfinished), sep="\n")
     if options.status:
         from common.compare.status import study_status
 
-        return print(study_status(jobs))
+        return print(study_status(current_look(jobs, looks)))
     root = jobs[0].folder.parent
     with locked_folder(root):
-        if options.cluster:
-            submit_all(jobs, root, options)
-        else:
-            train_all(jobs, root, options)
+        for look in study_looks(jobs, looks):  # the next one depends on the results of this one
+            if options.cluster:
+                if not submit_all(look, root, options):
+                    return
+            else:
+                train_all(look, root, options, shares(options.jobs, jobs, options.config_file))
 
 
-def submit_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> None:
-    """Submits the jobs in the locked folder `root` that are neither finished nor in the cluster's queue."""
+def submit_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> bool:
+    """Submits the jobs in the locked folder `root` that are neither finished nor in the cluster's queue.
+
+    Returns:
+        Whether all are finished.
+    """
     from common.compare.cluster import submit
 
     print(printable(submit(jobs, root, options.config_file, options.slurm, options.jobs)))
-    print_finished(jobs, root)
+    return print_finished(jobs, root) == len(jobs)
 
 
-def train_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> None:
+def train_all(jobs: "list[Job]", root: Path, options: argparse.Namespace, free: list[dict[str, str]]) -> None:
     """Trains the jobs in the locked folder `root` that are not finished, and prints how many are.
+
+    As many runs are trained at the same time as there are environments in `free`, each with one of them.
 
     Raises:
         InputError: a run failed, or a finished one has been deleted.
@@ -187,10 +224,9 @@ def train_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> Non
     """
     from common.compare.cluster import check_not_submitted
     from common.compare.grid import decode_data, durations, is_finished, time_left
-    from common.compare.workers import Failures, Launch, shares
+    from common.compare.workers import Failures, Launch
 
     check_not_submitted(jobs)
-    free = shares(options.jobs, jobs, options.config_file)
     workers = len(free)
     fingerprints = decode_data(jobs)
     done = [job for job in jobs if is_finished(job, fingerprints[job.data_key])]

@@ -1,6 +1,6 @@
 """Coverage of the intervals and false alarms of the tests in common/stats.py, on simulated val splits.
 
-python -m benchmarks.coverage                          # about 45 minutes on one core
+python -m benchmarks.coverage                          # about an hour on one core
 python -m benchmarks.coverage --trials 200             # about five minutes
 python -m benchmarks.coverage --only differences
 
@@ -14,11 +14,12 @@ same distribution, so that the true difference is exactly zero.
 
 import argparse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import norm
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -27,7 +28,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.tree import DecisionTreeClassifier
 
+from common.compare.experiments import Experiment
+from common.compare.looks import Looks, follow, questions_at_looks
 from common.compare.plan import measured_spread, smallest_differences
+from common.compare.questions import Question, ScoredExperiment, ask, pairs
 from common.metrics import METRICS, leave_one_out, scores_of_counts
 from common.stats import FAMILY_ERROR, Estimate, difference, estimate, mcnemar, over_partitions
 
@@ -104,6 +108,9 @@ SCORES = {
     "one seed, high scores": World((0.88, 0.94)),
     "six seeds": World((0.65, 0.73), seeds=(6, 6), spread=(0.025, 0.025)),
     "six seeds, up to eight photos": World((0.65, 0.73), photos=8, seeds=(6, 6), spread=(0.025, 0.025), **NASTY),
+    "six seeds, up to eight photos, accuracy .95": World(
+        (0.95, 0.95), photos=8, seeds=(6, 6), spread=(0.01, 0.01), **NASTY
+    ),
 }
 DIFFERENCES = {  # true differences of 0; weights of a single seed have exactly the mean accuracy
     f"{kind}, {seeds[0]} and {seeds[1]} seeds, spreads {100 * spread[0]:.0f} and {100 * spread[1]:.0f} points": World(
@@ -152,6 +159,42 @@ FAMILIES = {  # three models in four variants
     "12 questions, 3 and 6 seeds, spreads 5 and 1 points": World(
         (0.7,) * 12, seeds=(3, 6) * 6, spread=(0.05, 0.01) * 6, photos=8, **NASTY
     ),
+}
+KINDS: dict[str, dict] = {"ordinary": {}, "correlated": {"photos": 8, **NASTY}, "similar models": SIMILAR}
+UNTIL_DECIDED = {  # true differences of 0; the numbers of seeds are the largest
+    f"{kind}, spreads {100 * a:.0f} and {100 * b:.0f} points, {seeds} seeds": World(
+        (0.7, 0.7), seeds=(seeds, seeds), spread=(a, b), **effects
+    )
+    for kind, effects in KINDS.items()
+    for a, b, seeds in ((0.01, 0.01, 12), (0.05, 0.01, 12), (0.05, 0.05, 12), (0.05, 0.05, 6), (0.05, 0.05, 24))
+} | {
+    "accuracy .95, spreads 1 and 1 points, 12 seeds": World(
+        (0.95, 0.95), photos=8, seeds=(12, 12), spread=(0.01, 0.01), **NASTY
+    ),
+    "12 questions, spreads 2 points, 12 seeds": World((0.7,) * 12, seeds=(12,) * 12, spread=(0.02,) * 12),
+    "12 questions, correlated, spreads 5 and 1 points, 12 seeds": World(
+        (0.7,) * 12, seeds=(12,) * 12, spread=(0.05, 0.01) * 6, photos=8, **NASTY
+    ),
+    "12 questions, similar models, spreads 5 and 1 points, 12 seeds": World(
+        (0.7,) * 12, seeds=(12,) * 12, spread=(0.05, 0.01) * 6, **SIMILAR
+    ),
+}
+MIXED = (0.54, 0.7, 0.7, 0.78, 0.54, 0.7, 0.7, 0.78, 0.46, 0.62, 0.62, 0.7)  # differences of 0, 8 and 16 points
+UNTIL_DECIDED_POWER = {
+    f"{kind}, {points} points, spreads {100 * spread:g} points": World(
+        (0.7, 0.7 + points / 100), seeds=(12, 12), spread=(spread, spread), **KINDS[kind]
+    )
+    for kind, spread, sizes in (
+        ("ordinary", 0.025, (4, 8, 12, 16)),
+        ("correlated", 0.025, (8, 16)),
+        ("similar models", 0.01, (4, 8)),
+    )
+    for points in sizes
+} | {
+    f"12 questions, {kind}, 0 to 16 points, spreads {100 * spread:g} points": World(
+        MIXED, seeds=(12,) * 12, spread=(spread,) * 12, **KINDS[kind]
+    )
+    for kind, spread in (("ordinary", 0.025), ("correlated", 0.025), ("similar models", 0.01))
 }
 
 
@@ -242,6 +285,94 @@ def planned_power(world: World, trials: int, *, family: int, seed: int = 0) -> t
     return size, float(np.mean([change.p_value() * family < FAMILY_ERROR for change in changes]))
 
 
+class SimulatedExperiment(ScoredExperiment):
+    """An experiment on simulated rows, of which only the accuracy is computed."""
+
+    def __init__(self, name: tuple[str, str], correct: np.ndarray, clusters: np.ndarray):
+        """`name` are model and variant; `correct` (S, N) bool are the rows that each seed predicts correctly."""
+        number = len(correct)
+        self.experiment = Experiment(*name, [*range(number)], pd.DataFrame(), np.full((number, 1), ""), correct)
+        self.name, self.correct = self.experiment.name, correct
+        scores, without = accuracies(correct, clusters)
+        self.leave_one_out = scores[:, None], without[:, :, None]
+
+
+@dataclass(frozen=True)
+class UntilDecided:
+    """What studies until decided find in a world, as shares of the simulated studies, and what fixed studies find."""
+
+    covered: float  # all intervals cover the true differences
+    false: float  # any difference is reported where there is none or one of the other sign
+    score_covered: float  # the intervals of accuracies that cover the true one, without correction for the looks
+    each_seed: float  # as `false`, for tests after each seed from the third, without correction for the looks
+    found: float  # share of the true differences that are found
+    seeds: float  # mean number of seeds of an experiment
+    fixed: dict[int, float]  # as `found`, by the number of seeds of a study in which it is fixed
+
+    @property
+    def equal_seeds(self) -> float:
+        """The fixed number of seeds that finds as many differences, by interpolation."""
+        shares = np.maximum.accumulate([*self.fixed.values()])
+        first = int(np.argmax(shares >= self.found)) if shares[-1] >= self.found else len(shares) - 1
+        nearest = slice(max(first - 1, 0), first + 1)
+        return float(np.interp(self.found, shares[nearest], [*self.fixed][nearest]))
+
+
+def until_decided(world: World, trials: int, *, seed: int = 0) -> UntilDecided:
+    """Simulates `study.py --until-decided` and what `compare.py` says, with their own code.
+
+    The seeds of `world` are the largest number. The models of a world with two are two models in one variant; those of
+    a larger world are models in four variants each.
+    """
+    rng, most = np.random.default_rng(seed), world.seeds[0]
+    looks, fixed_seeds = Looks(most), range(3, most + 1)
+    variants = ["crop"] if len(world.accuracy) == 2 else ["full", "crop", "crop-augment", "crop-strong"]
+    names = [(f"model {k // len(variants)}", variants[k % len(variants)]) for k in range(len(world.accuracy))]
+    accuracy, asked = dict(zip(names, world.accuracy, strict=True)), list(pairs(names))
+    true = np.array([accuracy[b] - accuracy[a] for _, a, b in asked])
+    results, found, found_by_seeds = [], [], []
+    for _ in range(trials):
+        labels, clusters, predictions = world.draw(rng)
+        correct = dict(zip(names, (guesses == labels for guesses in predictions), strict=True))
+        complete = {name: SimulatedExperiment(name, correct[name], clusters) for name in names}
+        reached: dict[tuple[str, str], int] = {}
+        for going_on, seeds in follow(asked, looks, lambda *_, complete=complete: complete):
+            reached |= dict.fromkeys(going_on, seeds)
+        trained = [SimulatedExperiment(name, correct[name][: reached[name]], clusters) for name in names]
+        answers, _ = questions_at_looks(trained, looks)
+        low, high = np.array([answer.interval for answer in answers]).T
+        parts = [(scores[:, 0], without[:, :, 0]) for scores, without in (each.leave_one_out for each in trained)]
+        score_low, score_high = np.array([estimate(*part).score_interval() for part in parts]).T
+        decided, right = decisions(answers, true)
+        at_seeds = [
+            decisions(
+                [replace(ask(kind, complete[a], complete[b], n), family=len(asked)) for kind, a, b in asked], true
+            )
+            for n in fixed_seeds
+        ]
+        results.append(
+            (
+                ((low <= true) & (true <= high)).all(),
+                (decided & ~right).any(),
+                ((score_low <= world.accuracy) & (world.accuracy <= score_high)).mean(),
+                any((decided & ~right).any() for decided, right in at_seeds),
+                np.mean([*reached.values()]),
+            )
+        )
+        found.append((decided & right).sum())
+        found_by_seeds.append([(decided & right).sum() for decided, right in at_seeds])
+    differences = max(1, (true != 0).sum())
+    fixed = dict(zip(fixed_seeds, (np.mean(found_by_seeds, axis=0) / differences).tolist(), strict=True))
+    covered, false, score_covered, each_seed, seeds = np.mean(results, axis=0)
+    return UntilDecided(covered, false, score_covered, each_seed, np.mean(found) / differences, seeds, fixed)
+
+
+def decisions(answers: Sequence[Question], true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the differences are significant, and which have the sign of the `true` ones, both (Q,) bool."""
+    values = np.array([answer.change.value for answer in answers])
+    return np.array([answer.decided for answer in answers]), values * true > 0
+
+
 LEARNERS: dict[str, Callable] = {  # each takes a seed
     "linear discriminant analysis": lambda seed: LinearDiscriminantAnalysis(),
     "a decision tree": lambda seed: DecisionTreeClassifier(random_state=seed),
@@ -284,7 +415,7 @@ def _features(rng: np.random.Generator, labels: np.ndarray, clusters: np.ndarray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000, help="number of simulated splits of each kind")
-    parts = ("scores", "differences", "families", "power", "planning", "folds")
+    parts = ("scores", "differences", "families", "power", "planning", "sequential", "folds")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of scikit-learn, about classes with fewer products than folds
@@ -309,6 +440,21 @@ def main() -> None:
             for family in (1, 12):
                 size, found = planned_power(world, args.trials, family=family, seed=i)
                 print(f"| {name} | {family} | {100 * size:.1f} points | {found:.3f} |", flush=True)
+    if "sequential" in args.only:
+        header = ("intervals cover (all)", "false alarms", "accuracies cover", "seeds", "false alarms after each seed")
+        print(f"\n| sequential | {' | '.join(header)} |\n| --- " + "| --- " * len(header) + "|")
+        results = {}
+        for i, (name, world) in enumerate((UNTIL_DECIDED | UNTIL_DECIDED_POWER).items()):
+            result = results[name] = until_decided(world, args.trials, seed=i)
+            cells = f"{result.covered:.3f} | {result.false:.3f} | {result.score_covered:.3f} | {result.seeds:.1f}"
+            print(f"| {name} | {cells} | {result.each_seed:.3f} |", flush=True)
+        print("\n| sequential | found | seeds | found with 3, 6, 12 seeds | seeds that find as many | runs saved |")
+        print("| --- " * 6 + "|")
+        for name in UNTIL_DECIDED_POWER:
+            result = results[name]
+            fixed = ", ".join(f"{result.fixed[seeds]:.3f}" for seeds in (3, 6, 12))
+            cells = f"{result.found:.3f} | {result.seeds:.1f} | {fixed} | {result.equal_seeds:.1f}"
+            print(f"| {name} | {cells} | {1 - result.seeds / result.equal_seeds:.0%} |")
     if "folds" in args.only:
         print("\n| folds, partitions | " + " | ".join(LEARNERS) + " |\n" + "| --- " * (1 + len(LEARNERS)) + "|")
         for folds, partitions in ((3, 3), (5, 3), (5, 6), (10, 3)):

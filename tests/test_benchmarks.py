@@ -62,7 +62,8 @@ def test_choices():
 def test_coverage():
     done = run_benchmark("coverage", "--trials", "3")
     assert done.returncode == 0, done.stderr
-    for row in ("one seed | score", "similar models, 3 and 10 seeds", "12 questions, 6 seeds", "5 folds, 3 partitions"):
+    rows = "one seed | score", "similar models, 3 and 10 seeds", "12 questions, 6 seeds", "5 folds, 3 partitions"
+    for row in (*rows, "similar models, spreads 5 and 5 points, 24 seeds", "12 questions, ordinary, 0 to 16 points"):
         assert f"| {row}" in done.stdout
     assert "| nan" not in done.stdout
 

@@ -289,7 +289,8 @@ def test_intervals_and_decisions_never_contradict():
             sides.append(
                 ScoredExperiment(Experiment("cnn", "crop", [*range(seeds)], rows, np.full((seeds, n), ""), names))
             )
-        question = replace(ask("model", *sides), family=int(rng.choice([1, 4, 12])))
+        share = float(rng.choice([0.25, 0.5, 1]))  # of the error, at a look
+        question = replace(ask("model", *sides), family=int(rng.choice([1, 4, 12])), share=share)
         low, high = question.interval
         assert low <= question.change.value <= high and question.decided == (low > 0 or high < 0)
         assert question.interval_alone[0] >= low and question.interval_alone[1] <= high
@@ -367,7 +368,7 @@ def test_intervals_and_p_values_are_corrected_for_all_questions(three_seeds):
 def test_fewer_questions_can_be_asked(three_seeds, tmp_path):
     answers = compare.main([str(three_seeds), "--out", str(tmp_path / "out"), "--ask", "crop"])
     assert [answer["question"] for answer in answers["questions"]] == ["custom_cnn: crop vs. full"]
-    assert answers["family"] == {"asked": ["crop"], "questions": 1, "error": 0.05}
+    assert answers["family"] == {"asked": ["crop"], "questions": 1, "error": 0.05, "looks": []}
     everything = compare.main([str(three_seeds), "--out", str(tmp_path / "out")])
     narrow, wide = (result["questions"][0]["interval"] for result in (answers, everything))
     assert narrow[0] > wide[0] and narrow[1] < wide[1]
@@ -405,7 +406,7 @@ def test_the_page_says_which_intervals_are_simultaneous(three_seeds, tmp_path):
     page = (tmp_path / "comparison.md").read_text()
     assert "The intervals beside the differences are simultaneous" in page and "98.33 % each" in page
     assert "3 questions were asked; their intervals hold simultaneously" in page
-    assert found["family"] == {"asked": list(compare.QUESTIONS), "questions": 3, "error": 0.05}
+    assert found["family"] == {"asked": list(compare.QUESTIONS), "questions": 3, "error": 0.05, "looks": []}
     (row,) = [line for line in page.splitlines() if line.startswith("| custom_cnn: crop vs. full")]
     question = found["questions"][0]
     for name, cell in (("interval", 2), ("interval_alone", 3)):

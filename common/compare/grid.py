@@ -127,13 +127,16 @@ def time_left(waiting: Sequence[Job], seconds: Mapping[Job, float], workers: int
     return f"about {f'{hours} h ' * (hours > 0)}{minutes} min left"
 
 
-def is_finished(job: Job, fingerprint: str) -> bool:
-    """Whether the folder of `job` holds its results; InputError if they were made with other options or data."""
+def is_finished(job: Job, fingerprint: str | None = None) -> bool:
+    """Whether the folder of `job` holds its results; InputError if they were made with other options or data.
+
+    `fingerprint` is that of the data, which is not checked without it.
+    """
     if not (job.folder / "metrics.json").exists():
         return False
     finished = read_run(job.folder)
     differ = differences(finished.info.config, job.config)
-    differ += ["different data"] * (finished.info.data_fingerprint != fingerprint)
+    differ += ["different data"] * (fingerprint not in (None, finished.info.data_fingerprint))
     script = script_file(job.config)
     differ += [f"another version of {script.name}"] * (finished.code_key != code_key(script.read_bytes()))
     if differ:

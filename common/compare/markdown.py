@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from common.compare.questions import Question, ScoredExperiment
+from common.config import count
 from common.data.splits import parse_split
 from common.files import markdown_table, markdown_text, terminal_table
 from common.metrics import METRICS
@@ -122,18 +123,35 @@ def short_table(scored_experiments: Sequence[ScoredExperiment], baselines: Seque
 
 
 def question_table(questions: Sequence[Question]) -> Table:
-    """The difference in accuracy of each question with its simultaneous and its own interval, and the p-values."""
-    rows = []
+    """The difference in accuracy of each question with its simultaneous and its own interval, and the p-values.
+
+    The number of seeds is shown too if the study has several looks.
+    """
+    at_looks, rows = has_looks(questions), []
     for question in questions:
         difference = format_difference(question.change.value, question.interval)
         p_values = format_p(question.corrected_p), format_p(question.p)
-        rows.append([question.title, difference, format_points(question.interval_alone), *p_values])
-    return ["question", "difference", "interval of the question alone", "p (corrected)", "p alone"], rows
+        seeds = [str(question.repetitions)] * at_looks
+        rows.append([question.title, *seeds, difference, format_points(question.interval_alone), *p_values])
+    header = ["difference", "interval of the question alone", "p (corrected)", "p alone"]
+    return ["question", *["seeds"] * at_looks, *header], rows
+
+
+def has_looks(questions: Sequence[Question]) -> bool:
+    """Whether the questions are from a study with looks (`common.compare.looks`)."""
+    return any(question.share < 1 for question in questions)
 
 
 def family_text(questions: Sequence[Question]) -> str:
-    """How the intervals and decisions of `questions` are corrected for their number."""
-    number = len(questions)
+    """How the intervals and decisions of `questions` are corrected for their number and for looks at the study."""
+    number = questions[0].family
+    if has_looks(questions):
+        return (
+            "The intervals beside the differences are simultaneous: with at least 95 % confidence, all of them hold "
+            f"the true differences, at whichever look they are made (Bonferroni over {count(number, 'question')} and "
+            "the looks). A difference is reported as real if its interval does not contain zero, that is, if the "
+            "corrected p is below 0.05. Interval and p of a question alone are corrected for the looks only."
+        )
     if number == 1:
         return "There is only one question, so no correction is needed."
     hold = "both hold" if number == 2 else f"all {number} hold"

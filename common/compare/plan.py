@@ -8,6 +8,7 @@ import numpy as np
 
 from common.compare.experiments import group_runs
 from common.compare.grid import Job, decode_data, durations, is_finished, time_left
+from common.compare.looks import Looks, check_looks
 from common.compare.questions import MIN_CLUSTERS, MIN_SEEDS, ScoredExperiment, pairs, questions
 from common.config import count
 from common.data.dataset import load_splits
@@ -50,8 +51,10 @@ def measured_spread(changes: Sequence[Estimate]) -> Spread:
     return Spread(*(math.sqrt(max(0.0, float(np.mean(values)))) for values in (products, interactions, seeds)))
 
 
-def smallest_differences(spread: Spread, *, seeds: int, clusters: int, families: Sequence[int]) -> list[float]:
+def smallest_differences(spread: Spread, *, seeds: int, clusters: int, families: Sequence[float]) -> list[float]:
     """The true differences that studies find with the probability `POWER`, for each number of questions in `families`.
+
+    At a look that has a share of the error (`common.compare.looks`), the number is divided by that share.
 
     A study finds a difference if its estimate exceeds the margin of its interval (`Estimate.margin`), so the answer is
     a quantile of margin minus error over simulated studies. Both experiments have `seeds` seeds.
@@ -80,24 +83,27 @@ def smallest_differences(spread: Spread, *, seeds: int, clusters: int, families:
     return [float(np.quantile(np.array(margin) - errors, POWER)) for margin in margins]
 
 
-def plan_report(jobs: Sequence[Job], workers: int) -> str:
+def plan_report(jobs: Sequence[Job], looks: Looks | None = None, *, workers: int) -> str:
     """The runs of a study, the time they will take, and the smallest differences that it finds, as text.
 
-    `workers` jobs are run at the same time.
+    `jobs` are all that it may train if it has `looks`, and `workers` of them are run at the same time.
 
     The data is decoded into the cache, which the study does first anyway; nothing is trained.
 
     Raises:
-        InputError: the data cannot be used, or a run folder holds another run.
+        InputError: the data cannot be used, a run folder holds another run, or the study has other looks.
     """
+    check_looks(jobs[0].folder.parent, looks)
     fingerprints = decode_data(jobs)
     done = [job for job in jobs if is_finished(job, fingerprints[job.data_key])]
     experiments = list(dict.fromkeys((job.script, job.variant) for job in jobs))
     asked = len(list(pairs(experiments)))
     left = time_left([job for job in jobs if job not in done], durations(done), workers)
     runs = f"{count(len(jobs), 'run')} of {count(len(experiments), 'experiment')}"
-    lines = [f"{runs}: {len(done)} finished, {left}"]
-    if not done:
+    lines = [f"{'at most ' * bool(looks)}{runs}: {len(done)} finished, {left}"]
+    if looks:
+        lines.append(f"There are looks after {looks}; answered questions need no more runs.")
+    elif not done:
         lines.append("The time is estimated from finished runs. The study keeps those that --seeds 1 trains.")
     if not asked:
         lines.append("compare.py has no question about these experiments.")
@@ -105,14 +111,17 @@ def plan_report(jobs: Sequence[Job], workers: int) -> str:
         lines.append("The smallest difference that cross-validation finds is not known before it is run.")
     else:
         finished = [read_run(job.folder) for job in done]
-        lines += ["", *_smallest_differences_table(jobs, finished, experiments=len(experiments), asked=asked)]
+        lines += ["", *_smallest_differences_table(jobs, looks, finished, experiments=len(experiments), asked=asked)]
     return "\n".join(lines)
 
 
 def _smallest_differences_table(
-    jobs: Sequence[Job], finished: Sequence[FinishedRun], *, experiments: int, asked: int
+    jobs: Sequence[Job], looks: Looks | None, finished: Sequence[FinishedRun], *, experiments: int, asked: int
 ) -> list[str]:
-    """Lines with the smallest difference for several numbers of seeds and images, one question and all `asked`."""
+    """Lines with the smallest difference for several numbers of seeds and images, one question and all `asked`.
+
+    The numbers of seeds are those of the looks, if there are any, each of which finds the difference by itself.
+    """
     val = load_splits(jobs[0].config)[1]
     ids = val.ids()
     clusters = 1 + int(connected_groups(ids["product_id"], ids["image_id"]).max())
@@ -135,9 +144,11 @@ def _smallest_differences_table(
     ]
     own_seeds = len(jobs) // experiments
     families = sorted({1, asked})
-    for seeds in sorted({*SEEDS, *[own_seeds] * (own_seeds >= MIN_SEEDS)}):
+    shares = dict.fromkeys(sorted({*SEEDS, *[own_seeds] * (own_seeds >= MIN_SEEDS)}), 1.0)
+    for seeds, share in (dict(zip(looks.seeds, looks.shares, strict=True)) if looks else shares).items():
+        corrected = [family / share for family in families]
         columns = [
-            smallest_differences(spread, seeds=seeds, clusters=k * clusters, families=families) for k in TIMES_IMAGES
+            smallest_differences(spread, seeds=seeds, clusters=k * clusters, families=corrected) for k in TIMES_IMAGES
         ]
         for family, cells in zip(families, zip(*columns, strict=True), strict=True):
             numbers = " | ".join(f"{100 * cell:.1f}" if cell < 1 else "none" for cell in cells)

@@ -104,14 +104,16 @@ class Question:
     a: ScoredExperiment
     b: ScoredExperiment
     change: Estimate  # accuracy of b minus accuracy of a
-    repetitions: int  # the smaller number of seeds or, with folds, the number of common partitions
+    seeds: tuple[int, int]  # the numbers of seeds of a and b that are compared
+    repetitions: int  # the smaller of them or, with folds, the number of common partitions
     mcnemar_p: float | None  # None unless a and b are single runs
+    share: float = 1.0  # of the error, if the study has several looks (`common.compare.looks`), that this look has
     family: int = 1  # the number of questions of the comparison, for which intervals and decisions are corrected
 
     @property
     def p(self) -> float:
-        """The p-value of this question alone."""
-        return max(self.change.p_value(), self.mcnemar_p or 0.0)
+        """The p-value of this question alone, corrected for the looks at the study."""
+        return min(1.0, max(self.change.p_value(), self.mcnemar_p or 0.0) / self.share)
 
     @property
     def corrected_p(self) -> float:
@@ -140,16 +142,26 @@ class Question:
         It contains zero unless `decided`: if McNemar's test or `reason_against` forbids a decision that the variance
         allows, it is extended to zero.
         """
-        return self._interval(1 - FAMILY_ERROR / self.family, self.decided)
+        return self._interval(FAMILY_ERROR / self.family, self.decided)
 
     @property
     def interval_alone(self) -> tuple[float, float]:
         """The 95 % interval of this question alone."""
-        return self._interval(0.95, self.p < 0.05 and not self.reason_against)
+        return self._interval(0.05, self.p < 0.05 and not self.reason_against)
 
-    def _interval(self, level: float, decided: bool) -> tuple[float, float]:
-        low, high = self.change.interval(level)
+    def _interval(self, error: float, decided: bool) -> tuple[float, float]:
+        low, high = self.change.interval(1 - error * self.share)
         return (low, high) if decided else (min(low, 0.0), max(high, 0.0))
+
+    @property
+    def same(self) -> bool:
+        """Whether the difference is certainly at most `SAME`, and not significant."""
+        return not (self.decided or self.reason_against) and max(map(abs, self.interval)) <= SAME
+
+    @property
+    def answered(self) -> bool:
+        """Whether the difference is significant or certainly small."""
+        return self.decided or self.same
 
     @property
     def title(self) -> str:
@@ -166,22 +178,23 @@ class Question:
         subject = f"{b.model} vs. {a.model} ({a.variant})" if self.kind == "model" else f"{self.kind}, {a.model}"
         about_weights = self.repetitions < MIN_SEEDS and not a.folds
         better = self.change.value > 0
+        at_look = f", with {self._repetitions}" if self.share < 1 else ""  # others may be about more seeds
         if self.decided and about_weights:
             return (
                 f"{subject}: these weights score {'higher' if better else 'lower'}, {size}; "
                 f"with {self._repetitions}, other seeds may differ"
             )
         if self.decided and self.kind == "model":
-            return f"{b.model} {'beats' if better else 'loses to'} {a.model} ({a.variant}): {size}"
+            return f"{b.model} {'beats' if better else 'loses to'} {a.model} ({a.variant}): {size}{at_look}"
         if self.decided:
-            return f"{self.kind} {'helps' if better else 'harms'} {a.model}: {size}"
+            return f"{self.kind} {'helps' if better else 'harms'} {a.model}: {size}{at_look}"
         if self.reason_against:
             return f"{subject}: {self.reason_against}; {size}"
-        largest = max(map(abs, self.interval))
-        if largest <= SAME:
-            return f"{subject}: {'these weights are ' * about_weights}the same within {_points(largest)}, {size}"
+        if self.same:
+            largest = _points(max(map(abs, self.interval)))
+            return f"{subject}: {'these weights are ' * about_weights}the same within {largest}, {size}{at_look}"
         # McNemar's test may not find a difference that exceeds the margin
-        unseen = max(self.change.margin(1 - FAMILY_ERROR / self.family), abs(self.change.value))
+        unseen = max(self.change.margin(1 - FAMILY_ERROR * self.share / self.family), abs(self.change.value))
         return (
             f"{subject}: not distinguishable on {self.a.n} images with {self._repetitions}, {size}; differences of up "
             f"to {_points(unseen)} would go unseen"
@@ -193,6 +206,7 @@ class Question:
             "question": self.title,
             "a": self.a.name,
             "b": self.b.name,
+            "seeds": list(self.seeds),
             "difference": self.change.value,
             "interval": list(self.interval),
             "interval_alone": list(self.interval_alone),
@@ -210,7 +224,7 @@ class Question:
         if a.folds:
             folds = " and ".join(map(str, sorted({a.folds, b.folds})))
             return f"{count(self.repetitions, 'partition')} into {folds} folds"
-        seeds = sorted({len(self.a.correct), len(self.b.correct)})
+        seeds = sorted(set(self.seeds))
         return "one seed" if seeds == [1] else f"{' and '.join(map(str, seeds))} seeds"
 
 
@@ -219,8 +233,8 @@ def _points(share: float) -> str:
     return f"{math.ceil(1000 * share - 1e-6) / 10:.1f} points"
 
 
-def ask(kind: str, a: ScoredExperiment, b: ScoredExperiment) -> Question:
-    """Compares two experiments on the same val rows.
+def ask(kind: str, a: ScoredExperiment, b: ScoredExperiment, seeds: int | None = None) -> Question:
+    """Compares two experiments on the same val rows, by their first `seeds` seeds; None stands for all.
 
     The test takes the variance over products and over the seeds of each experiment into account. Between single runs,
     which may differ in only a few rows, McNemar's exact test has to agree. With folds, experiments are compared in the
@@ -230,19 +244,19 @@ def ask(kind: str, a: ScoredExperiment, b: ScoredExperiment) -> Question:
         InputError: the experiments have folds, but no partition in common.
     """
     (scores_a, without_a), (scores_b, without_b) = (
-        (scores[:, 0], without[:, :, 0]) for scores, without in (a.leave_one_out, b.leave_one_out)
+        (scores[:seeds, 0], without[:seeds, :, 0]) for scores, without in (a.leave_one_out, b.leave_one_out)
     )  # of accuracy
+    compared = len(a.correct[:seeds]), len(b.correct[:seeds])
     if a.experiment.folds:
         of_a, of_b = (np.unique(scored.experiment.repetitions) for scored in (a, b))
         _, in_a, in_b = np.intersect1d(of_a, of_b, return_indices=True)
         if not len(in_a):
             raise InputError(f"{a.name} and {b.name} have no partition into folds in common: use the same seeds.")
         paired = estimate(scores_b[in_b] - scores_a[in_a], without_b[in_b] - without_a[in_a])
-        return Question(kind, a, b, over_partitions(paired), len(in_a), None)
-    single = len(scores_a) == len(scores_b) == 1
-    mcnemar_p = mcnemar(a.correct[0], b.correct[0]) if single else None
+        return Question(kind, a, b, over_partitions(paired), compared, len(in_a), None)
+    mcnemar_p = mcnemar(a.correct[0], b.correct[0]) if compared == (1, 1) else None
     change = difference((scores_a, without_a), (scores_b, without_b))
-    return Question(kind, a, b, change, min(len(scores_a), len(scores_b)), mcnemar_p)
+    return Question(kind, a, b, change, compared, min(compared), mcnemar_p)
 
 
 def questions(scored_experiments: Sequence[ScoredExperiment], asked: Sequence[str] | None = None) -> list[Question]:
@@ -284,7 +298,7 @@ def family_notes(answers: Sequence[Question]) -> list[str]:
         notes.append(
             f"{len(answers)} questions were asked; their intervals hold simultaneously, with at least 95 % confidence"
         )
-    seeds = sorted({len(scored.correct) for answer in answers for scored in (answer.a, answer.b)})
-    if len(seeds) > 1:
+    seeds = sorted({number for answer in answers if len(set(answer.seeds)) > 1 for number in answer.seeds})
+    if seeds:
         notes.append(f"the experiments have {seeds[0]} to {seeds[-1]} seeds: tests have most power with equal numbers")
     return notes
