@@ -153,8 +153,9 @@ echo '13_2|RUNNING|None'
 """
 
 
-def test_a_study_is_not_trained_on_this_machine_while_it_is_on_a_cluster(submitted, commands):
+def test_a_study_is_not_trained_on_this_machine_while_it_is_on_a_cluster(submitted, commands, monkeypatch):
     line, jobs, root = submitted
+    monkeypatch.setattr(grid, "decode_data", lambda jobs: pytest.fail("it begins"))
     commands(squeue=QUEUE)
     with pytest.raises(InputError, match="2 runs of this study are queued or running .* scancel 12"):
         study.main(line.split())
