@@ -33,7 +33,7 @@ from common.deploy.predictions import caption
 from common.files import RUN_FILES
 from common.finished_run import read_run
 from common.metrics import METRICS
-from tests.helpers import READABLE, SAMPLE, SCRIPTS, UNREADABLE, edit_json, encode, launch, photo, read_json
+from tests.helpers import READABLE, SAMPLE, SCRIPTS, UNREADABLE, edit_json, encode, launch, main, photo, read_json
 from tests.layouts import LAYOUTS, stem
 
 VAL = str(SAMPLE / "val-00000-of-00001.parquet")
@@ -168,6 +168,22 @@ def test_splits_of_tables(whole, capsys):
     assert len(predict.main([whole, str(SAMPLE), "--split", "train"])) == 508
     assert len(predict.main([whole, "sample", "--split", "val"])) == 130
     assert f"{whole} was trained on whole images" in capsys.readouterr().out, "boxes are there, and not used"
+
+
+def test_val_and_boxes_of_a_table_are_those_of_training(rows, parquet, options, capsys):
+    def corners(rows):
+        return [row | {"bbox": [x, y, x + w, y + h]} for row in rows for x, y, w, h in [row["bbox"]]]
+
+    data = parquet({"train": corners(rows["train"]), "val": rows["train"][:3], "test": corners(rows["val"])})
+    main(CNN, options(CNN, more=f"--data {data} --crop --val-split test --box-format xyxy"))
+    out = options(CNN)[options(CNN).index("--out") + 1]
+    results = predict.main([out, data])
+    expected = read_run(Path(out)).rows
+    assert [(r["image"], r["probability"]) for r in results] == list(
+        zip(expected["image_id"], expected["probability"], strict=True)
+    )
+    assert [result["box"] for result in results] == [row["bbox"] for row in rows["val"]]
+    assert "24 rows of test, boxes read as xyxy in pixels: 24 crops" in capsys.readouterr().out
 
 
 def test_crops_of_images_without_boxes_are_whole_images_if_asked_for(cropped, photos):
@@ -593,7 +609,7 @@ def test_files_of_a_run_are_not_replaced(copy, monkeypatch, tmp_path):
     assert {path.name for path in copy.iterdir()} <= {*RUN_FILES, "train_custom_cnn.py"}
     (tmp_path / "link").symlink_to(copy)
     monkeypatch.chdir(copy)
-    for main, argv in (
+    for tool, argv in (
         (predict.main, [str(copy), VAL, "--output", str(copy / "predictions.csv")]),
         (predict.main, [str(copy), VAL, "--output", str(tmp_path / "link" / "Predictions.csv")]),
         (predict.main, [str(copy), VAL, "--output", str(copy / "nothing" / ".." / "log.jsonl")]),
@@ -602,7 +618,7 @@ def test_files_of_a_run_are_not_replaced(copy, monkeypatch, tmp_path):
         (audit.main, ["--data", "sample"]),  # data_report.json, which is the default
     ):
         with pytest.raises(InputError, match="belongs to the run"):
-            main(argv)
+            tool(argv)
     assert before == {path: path.read_bytes() for path in copy.iterdir()}
 
 

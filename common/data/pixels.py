@@ -310,7 +310,7 @@ def difference_hash(image: Image.Image) -> int:
 
     The image is reduced to 8 rows of 9 cells; each bit says whether a cell is brighter than its left neighbour.
     """
-    cells = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    cells = np.frombuffer(image.convert("L").resize((9, 8), Image.Resampling.BOX).tobytes(), np.uint8).reshape(8, 9)
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes())
 
 
@@ -321,7 +321,8 @@ class _PixelArray:
         folder.mkdir()
         n, size = len(rows), config.image_size
         self.folder, self.config, self.box_format = folder, config, rows.box_format
-        self.pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (n, 3, size, size))
+        self.file = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (n, 3, size, size))
+        self.pixels = self.file.view(np.ndarray)  # rows of a memmap are memmaps, which take longer to make
         if hasattr(os, "posix_fallocate"):  # otherwise a full disk kills the process with SIGBUS on a later write
             with open(folder / "pixels.npy", "rb+") as file:
                 os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
@@ -345,7 +346,7 @@ class _PixelArray:
 
     def finish(self, name: str) -> None:
         """Writes everything but the pixels, which are already in their file. `name` is the folder's final name."""
-        self.pixels.flush()
+        self.file.flush()
         np.save(self.folder / "crop_sizes.npy", self.crop_sizes)
         np.save(self.folder / "boxes.npy", self.boxes)
         np.save(self.folder / "hashes.npy", self.hashes)

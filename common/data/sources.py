@@ -68,7 +68,7 @@ def load_tables(config: DataConfig, *extra_columns: str) -> dict[str, Table]:
         {"train": train, "val": val} if val is not None and not config.split_by else {"all": _concatenate(train, val)}
     )
     tables = {split: _select_columns(split, rows, config, extra_columns) for split, rows in tables.items()}
-    return _with_box_format(tables, config)
+    return with_box_format(tables, config)
 
 
 def _other_split(splits: dict[str, Table]) -> str:
@@ -77,8 +77,12 @@ def _other_split(splits: dict[str, Table]) -> str:
     return f", or use {others[0]} for it with --val-split {others[0]}" if others else ""
 
 
-def _with_box_format(tables: dict[str, Table], config: DataConfig) -> dict[str, Table]:
-    """The tables with boxes in the format of `--box-format`, in pixels or in fractions, as their values say."""
+def with_box_format(tables: dict[str, Table], config: DataConfig) -> dict[str, Table]:
+    """The tables with boxes in the format of `--box-format`, in pixels or in fractions, as their values say.
+
+    Raises:
+        InputError: the data has a layout that defines the format.
+    """
     if config.box_format == "auto":
         return tables
     layout = next(iter(tables.values())).layout

@@ -12,11 +12,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from common.config import InputError, count
+from common.config import DataConfig, InputError, count
 from common.data.annotations.coco import read_image_names
 from common.data.annotations.layouts import read_annotations
 from common.data.image_folder import count_and_names, csv_lines, list_files
-from common.data.sources import VAL_NAMES, check_images, clean_categories, is_hub_id, read_splits
+from common.data.sources import (
+    OWN_BOX_FORMAT,
+    VAL_NAMES,
+    check_images,
+    clean_categories,
+    is_hub_id,
+    read_splits,
+    with_box_format,
+)
 from common.data.table import IMAGE_SUFFIXES, Table, is_image, read_file
 
 MAX_CROPS = 64  # of a photo that are made together; for more, it is decoded again
@@ -65,7 +73,9 @@ class Inputs:
             yield encoded, counts[self.images[part[0]]] > 1, [self.boxes[i] for i in part]
 
 
-def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = "") -> Inputs:
+def read_inputs(
+    source: str, *, bbox: str = "", boxes: str = "", split: str = "", config: DataConfig | None = None
+) -> Inputs:
     """Reads the inputs that the command line of predict.py describes.
 
     Args:
@@ -76,6 +86,8 @@ def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = ""
             detector, COCO results, in which images are named by file_name or image_id. Images without a box in the JSON
             file are left out.
         split: the split of a table. The default is val, or the only split.
+        config: that of the model. Its `--val-split` and `--box-format` say what is val in a table, and what the numbers
+            of its boxes mean, unless the table has no such split or its layout defines them.
 
     Raises:
         InputError: there are no images, or the boxes do not match them.
@@ -83,11 +95,11 @@ def read_inputs(source: str, *, bbox: str = "", boxes: str = "", split: str = ""
     if _is_table(source):
         if bbox or boxes:
             raise InputError(f"{source} is a table, whose boxes are in the column bbox: remove --bbox and --boxes.")
-        return _read_table(source, split, read_splits(source))
+        return _read_table(source, split, read_splits(source), config or DataConfig())
     if not bbox and not boxes and os.path.isdir(source):
         splits = read_annotations(Path(source), *list_files(source))
         if splits:
-            return _read_table(source, split, splits)
+            return _read_table(source, split, splits, config or DataConfig())
     files, unread = _image_files(source)
     folder = source if os.path.isdir(source) else None  # links must not leave it
     if split:
@@ -156,8 +168,10 @@ def _image_files(source: str) -> tuple[dict[str, str], list[str]]:
     return files, unread
 
 
-def _read_table(source: str, split: str, splits: dict[str, Table]) -> Inputs:
+def _read_table(source: str, split: str, splits: dict[str, Table], config: DataConfig) -> Inputs:
     val = next((name for name in VAL_NAMES if name in splits), None)
+    if not split and config.val_split in splits:
+        split = config.val_split
     if split in VAL_NAMES or (not split and val):
         split, rows = split or "val", splits.get(val or "")
     elif not split and len(splits) == 1:
@@ -173,6 +187,10 @@ def _read_table(source: str, split: str, splits: dict[str, Table]) -> Inputs:
             f"the column bbox of {source} must contain lists of x, y, width, height; it contains {rows.types['bbox']}."
         )
     check_images(rows, split)
+    description = count(len(rows), "row") + f" of {split}" * (len(splits) > 1)  # a single file is always called train
+    if "bbox" in rows and config.box_format != "auto" and rows.layout not in OWN_BOX_FORMAT:
+        rows = with_box_format({split: rows}, config)[split]
+        description += f", {rows.remarks[-1]}"
     n = len(rows)
     ids = rows["image_id"] if "image_id" in rows else [None] * n
     return Inputs(
@@ -181,8 +199,7 @@ def _read_table(source: str, split: str, splits: dict[str, Table]) -> Inputs:
         boxes=rows["bbox"] if "bbox" in rows else [None] * n,
         labels=clean_categories(rows) if "category" in rows else [None] * n,
         encoded=lambda chosen: rows.read_photos(int(rows.photos[i]) for i in chosen),
-        # the split is not mentioned for a single file, which is always called train
-        description=count(n, "row") + f" of {split}" * (len(splits) > 1),
+        description=description,
         unread=rows.unread,
         box_format=rows.box_format,
     )
