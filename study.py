@@ -130,9 +130,9 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
     if options.folds == 1 or options.folds < 0:
         parser.error(f"--folds is {options.folds}: it must be 0 or at least 2")
     if options.until_decided and options.folds:
-        parser.error("--until-decided: there are no looks at a study with --folds, for which they were not simulated")
+        parser.error("--until-decided cannot be used with --folds, for which its error rates were not simulated")
     if options.until_decided and options.seeds is not None:
-        parser.error("--until-decided chooses the number of seeds: use --max-seeds instead of --seeds")
+        parser.error("--until-decided chooses the number of seeds: limit it with --max-seeds, without --seeds")
     if options.max_seeds is not None and not options.until_decided:
         parser.error("--max-seeds belongs to --until-decided: add it, or use --seeds instead")
     if options.until_decided:

@@ -201,8 +201,8 @@ def test_real_runs_are_trained_until_decided_and_compared(tmp_path, cache):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("--until-decided --folds 3", "--until-decided: there are no looks at a study with --folds"),
-        ("--until-decided --seeds 6", "use --max-seeds instead of --seeds"),
+        ("--until-decided --folds 3", "--until-decided cannot be used with --folds"),
+        ("--until-decided --seeds 6", "limit it with --max-seeds, without --seeds"),
         ("--max-seeds 12", "--max-seeds belongs to --until-decided"),
         ("--until-decided --max-seeds 3", "--max-seeds is 3: it must be from 4 to 1000"),
         ("--until-decided --max-seeds 1001", "--max-seeds is 1001: it must be from 4 to 1000"),
