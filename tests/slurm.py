@@ -53,11 +53,10 @@ def local_slurm(folder: Path) -> Iterator[Path]:
     config.write_text(CONFIG.format(host=platform.node().split(".")[0], folder=folder, ports=ports))
     (folder / "state").mkdir()
     (folder / "spool").mkdir()
-    (folder / "munge.key").write_bytes(os.urandom(1024))
-    (folder / "munge.key").chmod(0o400)
     places = {name: folder / f"munge.{name}" for name in ("socket", "key-file", "pid-file", "log-file", "seed-file")}
-    munge = ["munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in places.items())]
-    commands = [[*munge, f"--key-file={folder}/munge.key"]]
+    places["key-file"].write_bytes(os.urandom(1024))
+    places["key-file"].chmod(0o400)
+    commands = [["munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in places.items())]]
     commands += [[name, "-D", "-f", str(config)] for name in ("slurmctld", "slurmd")]
 
     def ask(*command: str) -> str:
