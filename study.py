@@ -193,24 +193,20 @@ def main(argv=None):
         return print(study_status(current_look(jobs, looks)))
     root = jobs[0].folder.parent
     with locked_folder(root):
-        for look in study_looks(jobs, looks):  # the next one depends on the results of this one
-            if options.cluster:
-                if not submit_all(look, root, options):
-                    return
-            else:
-                train_all(look, root, options, shares(options.jobs, jobs, options.config_file))
+        if options.cluster:
+            return submit_all(current_look(jobs, looks, print), root, options)
+        for look in study_looks(jobs, looks):
+            train_all(look, root, options, shares(options.jobs, jobs, options.config_file))
 
 
-def submit_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> bool:
-    """Submits the jobs in the locked folder `root` that are neither finished nor in the cluster's queue.
-
-    Returns:
-        Whether all are finished.
-    """
+def submit_all(jobs: "list[Job]", root: Path, options: argparse.Namespace) -> None:
+    """Submits the jobs in the locked folder `root` that are neither finished nor in the cluster's queue."""
     from common.compare.cluster import submit
 
     print(printable(submit(jobs, root, options.config_file, options.slurm, options.jobs)))
-    return print_finished(jobs, root) == len(jobs)
+    finished = print_finished(jobs, root)
+    if options.until_decided and finished < len(jobs):
+        print("Once all are finished, the same command decides which experiments get more seeds, and submits them.")
 
 
 def train_all(jobs: "list[Job]", root: Path, options: argparse.Namespace, free: list[dict[str, str]]) -> None:

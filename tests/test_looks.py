@@ -17,7 +17,7 @@ from scipy.stats import t as student
 import compare
 import study
 from benchmarks.coverage import NASTY, UNTIL_DECIDED, SimulatedExperiment, World, until_decided
-from common.compare import grid, plan, workers
+from common.compare import cluster, grid, plan, workers
 from common.compare.experiments import group_runs
 from common.compare.looks import FILE, GIVE_UP, Looks, answer_at, chance, follow, questions_at_looks, read_looks
 from common.compare.questions import SAME, ScoredExperiment, ask, pairs
@@ -122,6 +122,23 @@ def test_each_look_has_the_threads_of_the_whole_study(made_up_study, monkeypatch
     monkeypatch.setattr(workers, "shares", lambda number, jobs, file: of.append(len(jobs)) or [{}])
     made_up_study()
     assert of == [48, 48]
+
+
+def test_each_look_is_submitted_to_a_cluster_when_the_one_before_is_finished(tmp_path, monkeypatch, capsys):
+    line = [*STUDY.split(), "--until-decided", "--cluster", "slurm", "--out", str(tmp_path / "study")]
+    submitted = []
+    monkeypatch.setattr(cluster, "submit", lambda jobs, *_: submitted.append(jobs) or "submitted")
+    for expected, finished in ((STARTED[:12], 7), (STARTED[7:12], 5), (STARTED[12:], 6)):
+        study.main(line)
+        left = [job for job in submitted[-1] if not (job.folder / "metrics.json").exists()]
+        assert [job.folder.name for job in left] == expected
+        assert "Once all are finished, the same command decides" in capsys.readouterr().out
+        for job in left[:finished]:
+            write_finished(job)
+    study.main(line)
+    assert all((job.folder / "metrics.json").exists() for job in submitted[-1])
+    text = capsys.readouterr().out
+    assert decisions(text) == DECISIONS and "Once all are finished" not in text
 
 
 @pytest.mark.parametrize("stop", [0, 5, 12, 14])

@@ -169,10 +169,10 @@ def study_looks(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], N
         yield [job for job in jobs if job in look]
 
 
-def current_look(jobs: Sequence[Job], looks: Looks | None) -> list[Job]:
+def current_look(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], None] = lambda line: None) -> list[Job]:
     """The runs of the first look of `study_looks` that is not finished; of the last look if all are finished."""
     look: list[Job] = []
-    for look in study_looks(jobs, looks, say=lambda line: None):
+    for look in study_looks(jobs, looks, say):
         if not all((job.folder / "metrics.json").exists() for job in look):
             break
     return look
