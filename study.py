@@ -3,21 +3,20 @@
 python study.py --data sample                     # four models, four variants, six seeds
 python study.py --data sample --recipe lab        # the ten experiments of the lab study
 python study.py --data sample --folds 5           # cross-validation over the products of train and val
-python study.py --data sample --until-decided     # only as many seeds as it takes to answer the questions
+python study.py --data sample --until-decided     # more seeds only for questions that are still open
 python study.py --data sample --plan              # the time it will take, and the differences that it can find
 python study.py --data sample --jobs 2            # two runs at the same time
 python study.py --data sample --cluster slurm     # each run as a job of a Slurm cluster
-python study.py --data sample --status            # which runs are queued, running, stopped or failed
+python study.py --data sample --status            # which runs are running, queued, stopped or failed
 python study.py --data sample --list              # the commands of the unfinished runs, for a scheduler of your own
 python study.py --data sample --models timm mine  # train_timm.py, and a script of your own, train_mine.py
 python compare.py runs/study                      # analyse the results
 
 With --folds, each seed has its own partition of the products into folds, the same for all models and variants.
 
-With --until-decided, the study is looked at after 3, 6, 12, ... seeds, and at last after --max-seeds. Experiments get
-more seeds while one of their questions is open: neither decided, nor given up because more seeds are unlikely to decide
-it. The claims of compare.py hold, as it corrects them for these looks. docs/statistics.md says what this costs and
-saves.
+With --until-decided, there are looks at the results after 3, 6, 12, ... seeds, the last one after --max-seeds. An
+experiment gets more seeds while one of its questions is open: neither decided, nor given up because more seeds are
+unlikely to decide it. compare.py corrects its claims for the looks. docs/statistics.md says what this costs and saves.
 
 Options of the training scripts, such as --epochs 5 or --weights none, are passed to the scripts that have them. To
 continue an interrupted study, run the same command again: finished runs are kept, and unfinished ones are resumed.
@@ -70,10 +69,10 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
     parser.add_argument(
         "--until-decided",
         action="store_true",
-        help="train more seeds only of experiments that have open questions, after 3, 6, 12, ... seeds",
+        help="after 3, 6, 12, ... seeds, train more seeds only of experiments that have open questions",
     )
     parser.add_argument(
-        "--max-seeds", type=int, help="with --until-decided: the largest number of seeds per experiment (default: 12)"
+        "--max-seeds", type=int, help="largest number of seeds per experiment with --until-decided (default: 12)"
     )
     parser.add_argument(
         "--folds",
@@ -92,9 +91,9 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
         "--jobs",
         default="auto",
         help="number of runs at the same time (default: auto: one on each GPU or, without a GPU, on each core; with "
-        "--cluster, as many as it has room for)",
+        "--cluster, no limit)",
     )
-    parser.add_argument("--cluster", choices=("slurm",), help="submit each run as a job, and do not wait for them")
+    parser.add_argument("--cluster", choices=("slurm",), help="submit each run as a job, and do not wait for it")
     parser.add_argument(
         "--slurm",
         nargs="+",
@@ -102,7 +101,7 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
         metavar="KEY=VALUE",
         help="parameters of submitit for the jobs, such as partition=gpu gpus_per_node=1 timeout_min=240",
     )
-    parser.add_argument("--status", action="store_true", help="print how the runs are doing; train nothing")
+    parser.add_argument("--status", action="store_true", help="print the state of each unfinished run; train nothing")
     parser.add_argument("--out", default="", help="folder for the runs (default: runs/study or runs/study-lab)")
     parser.add_argument(
         "--config-file",
@@ -126,15 +125,15 @@ def read_options(argv=None) -> tuple[argparse.Namespace, list[list[str]]]:
     if options.jobs != "auto" and not re.fullmatch(r"[1-9]\d{0,3}", options.jobs, re.ASCII):
         parser.error(f"--jobs is {options.jobs}: it must be auto or at least 1")
     if options.slurm and not options.cluster:
-        parser.error("--slurm: only with --cluster slurm")
+        parser.error("--slurm needs --cluster slurm")
     if options.folds == 1 or options.folds < 0:
         parser.error(f"--folds is {options.folds}: it must be 0 or at least 2")
     if options.until_decided and options.folds:
-        parser.error("--until-decided cannot be used with --folds, for which its error rates were not simulated")
+        parser.error("--until-decided cannot be used with --folds: its error rates were simulated without folds only")
     if options.until_decided and options.seeds is not None:
-        parser.error("--until-decided chooses the number of seeds: limit it with --max-seeds, without --seeds")
+        parser.error("--until-decided chooses the number of seeds: limit it with --max-seeds instead of --seeds")
     if options.max_seeds is not None and not options.until_decided:
-        parser.error("--max-seeds belongs to --until-decided: add it, or use --seeds instead")
+        parser.error("--max-seeds needs --until-decided: add it, or use --seeds instead")
     if options.until_decided:
         options.seeds = 12 if options.max_seeds is None else options.max_seeds
         if not 4 <= options.seeds <= 1000:

@@ -25,7 +25,7 @@ def save_figure(path: Path, figure: Figure, *, metadata: dict[str, str] | None =
     """Writes `figure` to `path` as PNG, with texts as `metadata`."""
     with atomic_path(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # names in other scripts: shown as boxes
-        quick = {"compress_level": 4}  # half the time of the default for photos, and 6 % more bytes
+        quick = {"compress_level": 4}  # for photos, half the time of the default for 6 % more bytes
         figure.savefig(partial, format="png", dpi=120, metadata=metadata, pil_kwargs=quick)
 
 
@@ -98,10 +98,10 @@ def mistakes(val: ClassificationDataset, logits: np.ndarray, limit: int = 24) ->
     predictions = probabilities.argmax(1)
     wrong = np.flatnonzero(predictions != labels)
     wrong = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:limit]
-    columns, width, height, title, space = 6, 1.8, 2.25, 0.4, 0.1  # all but the first in inches
+    columns, width, height, title, space = 6, 1.8, 2.25, 0.4, 0.1  # in inches, except columns
     rows = max(1, -(-len(wrong) // columns))
     figure = Figure(figsize=(columns * width, title + height * rows))
-    axis = figure.add_axes((0, 0, 1, 1))  # one for all images, as each takes time, in which a unit is an inch
+    axis = figure.add_axes((0, 0, 1, 1))  # one for all images, because each takes time; unit: inch
     for position, i in enumerate(wrong):
         row, column = divmod(position, columns)
         left, bottom = column * width, title + (row + 1) * height - space

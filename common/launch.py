@@ -24,7 +24,7 @@ from common.run_folder import claim_folder, folder_of
 from common.trackers import tracker_names
 
 LAUNCHER = re.compile(r"(^|[/\\])(accelerate(-launch)?|torchrun)(\.exe)?$|^(accelerate\.commands|torch\.distributed)\.")
-SHARDING = {  # in ACCELERATE_USE_..., as the launcher sets them
+SHARDING = {  # by NAME in ACCELERATE_USE_NAME, which the launcher sets
     "FSDP": "FSDP",
     "DEEPSPEED": "DeepSpeed",
     "MEGATRON_LM": "Megatron-LM",
@@ -65,8 +65,8 @@ def check_sharding() -> None:
     for name, option in SHARDING.items():
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in TRUE:
             raise InputError(
-                f"the launcher uses {option}, which divides a model among processes, but each process of these scripts "
-                "has the whole model: leave out that setting."
+                f"the launcher uses {option}, which divides a model among processes, but in these scripts each process "
+                "holds the whole model: leave out that setting."
             )
 
 
@@ -81,7 +81,7 @@ def check_processes(config: TrainConfig, accelerator: Accelerator) -> None:
     processes_started = int(os.environ.get("WORLD_SIZE", 1))
     if processes == 1 and "WORLD_SIZE" not in os.environ and was_set_by_launcher("MASTER_ADDR"):
         raise InputError(
-            "accelerate launch was to start several processes, but has started one: use --multi_gpu for GPUs, and "
+            "accelerate launch was asked for several processes, but has started one: use --multi_gpu for GPUs, and "
             "ACCELERATE_USE_CPU=1 torchrun for CPUs."
         )
     gpu_requested = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip() not in ("", "-1", "NoDevFiles")
@@ -160,7 +160,7 @@ def launcher() -> psutil.Process | None:
 
 
 def launcher_was_given_threads() -> bool:
-    """Whether OMP_NUM_THREADS, or the launcher's option for it, was set where this process's launcher was started."""
+    """Whether this process's launcher was started with OMP_NUM_THREADS or its own option for the number of threads."""
     process = launcher()
     with suppress(psutil.Error):
         if process:
@@ -170,7 +170,7 @@ def launcher_was_given_threads() -> bool:
 
 
 def was_set_by_launcher(name: str) -> bool:
-    """Whether an environment variable was set by this process's launcher, rather than where that was started."""
+    """Whether an environment variable was set by this process's launcher rather than before it was started."""
     process = launcher() if name in os.environ else None
     with suppress(psutil.Error):
         return process is not None and name not in process.environ()
@@ -245,8 +245,8 @@ class StopRequest:
     """Context manager that records SIGTERM and Ctrl-C instead of ending the process.
 
     The training loop can finish its step and save a checkpoint. A second signal ends the process immediately, except
-    for SIGTERM under torchrun: a cluster sends it to all processes, and torchrun, which gets it too, passes it on.
-    torchrun itself kills a process that has not ended 30 seconds later.
+    that torchrun's processes ignore a second SIGTERM: a cluster sends one to all processes, including torchrun, which
+    passes it on. torchrun kills processes that have not ended 30 seconds later.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)

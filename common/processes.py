@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Raises the InputError or OSError of one process in all of them, at the end of the block.
+    """If the block raises InputError or OSError in one process, all processes raise an error at its end.
 
-    A process that ended alone would leave those on other machines waiting for it, for minutes. The block must not
-    contain anything for which the processes wait for each other.
+    If one process ended alone, those on other machines would wait for it for minutes. Inside the block, the processes
+    must not wait for each other.
     """
     error: Exception | None = None
     try:
@@ -35,7 +35,7 @@ def failing_together() -> Iterator[None]:
 
 @contextmanager
 def local_main_process_first() -> Iterator[None]:
-    """Executes the block in one process of each machine and then in its others, which find the files of the first."""
+    """Executes the block in one process of each machine first; the others of the machine then find its files."""
     state = PartialState()
     with failing_together():
         if not state.is_local_main_process:
@@ -48,10 +48,7 @@ def local_main_process_first() -> Iterator[None]:
 
 
 def from_main_process(function: Callable[[], T]) -> T:
-    """The result of `function` in the main process, for every process; the others do not call it.
-
-    What it raises is raised in all of them.
-    """
+    """Calls `function` in the main process only; returns its result, or raises its exception, in all processes."""
     outcome: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
@@ -65,7 +62,7 @@ def from_main_process(function: Callable[[], T]) -> T:
 
 
 def check_equal(values: Mapping[str, Any]) -> None:
-    """Raises an InputError that names the `values` that are not the same in all processes."""
+    """Raises an InputError with the names of the `values` that are not the same in all processes."""
     first, *others = gather_object([dict(values)])
     differ = {name for other in others for name in first.keys() | other.keys() if first.get(name) != other.get(name)}
     if differ:
@@ -77,10 +74,10 @@ def check_equal(values: Mapping[str, Any]) -> None:
 
 @contextmanager
 def lost_process_explained() -> Iterator[None]:
-    """Turns the error of a process that waits for one that has ended into an InputError. Also a decorator."""
+    """Raises an InputError if this process waits for one that has ended. Also a decorator."""
     try:
         yield
-    except RuntimeError as error:  # on CPUs, the only sign of its kind is the name of the library
+    except RuntimeError as error:  # on CPUs, only the library's name in the message identifies it
         if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
             raise
         reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0].partition(". ")[0])

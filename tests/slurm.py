@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.helpers import wait_for
 
-# Requeued jobs start again after cred_expire seconds. The node may have fewer cores than the two CPUs that it offers.
+# A requeued job starts again after cred_expire seconds. The node may have fewer cores than the two CPUs it is given.
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)

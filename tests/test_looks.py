@@ -219,8 +219,8 @@ def test_real_runs_are_trained_until_decided_and_compared(tmp_path, cache):
     ("line", "words"),
     [
         ("--until-decided --folds 3", "--until-decided cannot be used with --folds"),
-        ("--until-decided --seeds 6", "limit it with --max-seeds, without --seeds"),
-        ("--max-seeds 12", "--max-seeds belongs to --until-decided"),
+        ("--until-decided --seeds 6", "limit it with --max-seeds instead of --seeds"),
+        ("--max-seeds 12", "--max-seeds needs --until-decided"),
         ("--until-decided --max-seeds 3", "--max-seeds is 3: it must be from 4 to 1000"),
         ("--until-decided --max-seeds 1001", "--max-seeds is 1001: it must be from 4 to 1000"),
     ],
@@ -237,7 +237,7 @@ def test_options_that_do_not_fit_are_refused(line, words, capsys):
     [
         ("--until-decided", "--seeds 6", "looks after 3, 6 and 12 seeds: continue it with --until-decided"),
         ("--until-decided", "--until-decided --max-seeds 6", "--until-decided --max-seeds 12, or choose another"),
-        ("--seeds 1", "--until-decided", "already holds runs, but looks have to be fixed before"),
+        ("--seeds 1", "--until-decided", "already holds runs, but looks must be fixed before the first one"),
     ],
 )
 def test_looks_are_fixed_before_the_first_run(made_up_study, tmp_path, before, after, words, more):
@@ -368,7 +368,7 @@ def test_a_question_is_not_asked_before_the_first_look(made_up_study, compared, 
     assert [answer["question"] for answer in result["questions"]] == [
         "custom_cnn: crop vs. full", "custom_cnn: crop-augment vs. crop"
     ]  # fmt: skip
-    assert "1 question not asked: an experiment has not finished its seeds 0 to 2" in result["notes"]
+    assert "1 question not asked: an experiment has not finished seeds 0 to 2" in result["notes"]
     assert result["family"]["questions"] == 3
     assert result["questions"][0]["corrected_p"] == pytest.approx(3 * result["questions"][0]["p"]), "it still counts"
     two = compared(runs=["study/train_custom_cnn-full-s0", "study/train_custom_cnn-crop-s0"])
@@ -407,7 +407,7 @@ def test_a_plan_has_the_looks(made_up_study, tmp_path, capsys, cache, monkeypatc
     made_up_study(line)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "at most 24 runs of 4 experiments: 0 finished, time left unknown"
-    assert lines[1] == "There are looks after 3 and 6 seeds; answered questions need no more runs."
+    assert lines[1] == "There are looks after 3 and 6 seeds; a question that is answered needs no more runs."
     table = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     assert [row[:3] for row in table[2:]] == [[s, str(4 * int(s)), q] for s in "36" for q in "13"]
     made_up_study(line.replace("--until-decided --max-seeds", "--seeds"))

@@ -1,7 +1,7 @@
-"""Trains the runs of a study as jobs of a Slurm cluster, which the package submitit submits.
+"""Trains the runs of a study as jobs of a Slurm cluster, with the package submitit.
 
-The folder slurm/ in the study's folder holds what submitit stores, and jobs.json with the job of each run that was
-submitted. Slurm knows which of these jobs are queued or running.
+The folder slurm/ in the study's folder holds submitit's files, and jobs.json with the last job of each run that was
+submitted. squeue lists those of these jobs that are queued or running.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ FOLDER = "slurm"
 RECORD = "jobs.json"
 DEFAULTS: dict[str, Any] = {"timeout_min": 60, "cpus_per_task": 1, "signal_delay_s": 120}
 EARLY = 60  # seconds by which Slurm may send a signal too early
-OURS = {  # parameters of submitit that the study sets, that need several values, or that have a second name
+OURS = {  # parameters that --slurm does not accept: the study sets them, they take several values, or are synonyms
     "array_parallelism", "additional_parameters", "setup", "teardown", "srun_args", "use_srun", "stderr_to_stdout",
     "nodes", "tasks_per_node", "ntasks_per_node", "time", "mem", "job_name", "num_gpus",
 }  # fmt: skip
@@ -40,7 +40,7 @@ class ActiveJob:
 
     id: str  # such as 12 or, in an array of jobs, 12_3
     state: str  # queued or running
-    reason: str  # why it is queued, in Slurm's words; may be ""
+    reason: str  # why it is queued, as squeue prints it; may be ""
 
 
 def submit(jobs: Sequence[Job], root: Path, config_file: str, words: Sequence[str], number: str) -> str:
@@ -52,13 +52,13 @@ def submit(jobs: Sequence[Job], root: Path, config_file: str, words: Sequence[st
         root: the study's folder, which is locked.
         config_file: configuration of `accelerate launch`.
         words: parameters of submitit's Slurm executor, such as "partition=gpu".
-        number: of jobs at the same time, or "auto": as many as Slurm lets run.
+        number: of jobs at the same time, or "auto": as many as Slurm allows.
 
     Raises:
         InputError: a parameter is wrong, submitit or Slurm is not installed, or Slurm refuses the jobs.
     """
     if int(read_launcher(config_file).get("num_machines", 1)) > 1:
-        raise InputError(f"--cluster: {config_file} starts each run on several machines, but a job has one.")
+        raise InputError(f"--cluster: {config_file} starts each run on several machines, but a job runs on one.")
     folder = root.resolve() / FOLDER
     executor = make_executor(folder, words)
     active = active_runs(jobs)
@@ -72,7 +72,7 @@ def submit(jobs: Sequence[Job], root: Path, config_file: str, words: Sequence[st
     make_private(folder)
     calls = [SlurmJob(tuple(command(job, config_file)), os.getcwd(), str(job.folder)) for job in new]
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # which would have the reason a first time
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints the reason too
             submitted = executor.submit_array(calls)
     except RuntimeError as error:
         raise InputError(f"Slurm refuses the jobs: {' '.join(str(error).split())}") from error
@@ -80,7 +80,7 @@ def submit(jobs: Sequence[Job], root: Path, config_file: str, words: Sequence[st
     write_json(folder / RECORD, recorded_jobs(root) | ids)
     array = submitted[0].job_id.split("_")[0]
     text = f"{count(len(new), 'run')} submitted as job {array}" + f", {already}" * bool(already)
-    return f"{text}. --status shows how the runs are doing; the same command again retries those that have failed."
+    return f"{text}. --status shows the state of the runs; the same command again retries those that failed."
 
 
 def make_executor(folder: Path, words: Sequence[str]) -> Any:
@@ -98,16 +98,16 @@ def make_executor(folder: Path, words: Sequence[str]) -> Any:
     if free <= 0:
         raise InputError(
             f"--slurm timeout_min={parameters['timeout_min']} leaves no time to train: a run is asked to stop "
-            f"{parameters['signal_delay_s']} to {parameters['signal_delay_s'] + EARLY} seconds earlier "
-            "(signal_delay_s). Raise it."
+            f"{parameters['signal_delay_s']} to {parameters['signal_delay_s'] + EARLY} seconds before the limit "
+            "(signal_delay_s). Raise timeout_min."
         )
     if not (shutil.which("sbatch") and shutil.which("srun")):
         raise InputError("--cluster slurm: sbatch and srun are not installed here. Use a login node of the cluster.")
     if "%" in str(folder) or str(folder) != printable(str(folder)):
-        raise InputError(f"{folder.parent} has % or control characters in its path, which --cluster cannot use.")
+        raise InputError(f"--cluster: {folder.parent} has % or control characters in its path. Choose another --out.")
     parameters |= {
         "name": parameters.get("name", folder.parent.name),
-        "srun_args": ["--cpus-per-task", str(parameters["cpus_per_task"])],  # which srun does not take from sbatch
+        "srun_args": ["--cpus-per-task", str(parameters["cpus_per_task"])],  # srun does not take it from sbatch
         "additional_parameters": {"requeue": True, "chdir": str(PROJECT)},  # where a job finds the package `common`
     }
     executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
@@ -118,12 +118,12 @@ def make_executor(folder: Path, words: Sequence[str]) -> Any:
 
 
 def _parameter(word: str, valid: set[str], types: dict[str, type]) -> tuple[str, Any]:
-    """A word KEY=VALUE of the command line as name and value."""
+    """The name and the value of a word KEY=VALUE of the command line."""
     name, _, text = word.partition("=")
     if not text or text != printable(text):
         raise InputError(f"--slurm {word}: write it as KEY=VALUE, such as partition=gpu.")
     if name not in valid:
-        raise InputError(f"--slurm {word}: submitit has no parameter {name} for this. Use {', '.join(sorted(valid))}.")
+        raise InputError(f"--slurm {word}: {name} is not accepted. Use one of {', '.join(sorted(valid))}.")
     kind = types.get(name, int if name == "signal_delay_s" else str)
     if kind is str:
         return name, True if text == "true" else text
@@ -141,14 +141,14 @@ def make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise InputError(f"others may write to {folder}, and so execute code in your jobs: delete it, or chmod 700 it.")
+        raise InputError(f"others can write to {folder}, and so run code in your jobs: delete it, or chmod 700 it.")
 
 
 # Jobs ----------------------------------------------------------------------------------------------------------------
 
 
 def recorded_jobs(root: Path) -> dict[str, str]:
-    """The id of the last job of each run of the study in `root` that was submitted, by the name of its folder.
+    """The id of the last job of each run of the study in `root` that was submitted, by the name of the run's folder.
 
     Raises:
         InputError: the file is damaged.
@@ -161,15 +161,15 @@ def recorded_jobs(root: Path) -> dict[str, str]:
     except (OSError, ValueError, RecursionError):
         jobs = None
     if not fits(jobs, dict[str, str]) or not all(re.fullmatch(r"\d+(_\d+)?", job, re.ASCII) for job in jobs.values()):
-        raise InputError(f"{path} is damaged: delete it when no job of the study is in Slurm's queue.")
+        raise InputError(f"{path} is damaged: delete it once none of the study's jobs is queued or running.")
     return jobs
 
 
 def active_runs(jobs: Sequence[Job]) -> dict[Path, ActiveJob]:
-    """The jobs of Slurm that are to finish runs which were submitted and are not finished, by the run's folder.
+    """The jobs in Slurm's queue that train runs which are not finished, by the run's folder.
 
     Raises:
-        InputError: Slurm cannot be asked.
+        InputError: squeue is missing or fails.
     """
     recorded = recorded_jobs(jobs[0].folder.parent)
     submitted = {job.folder: recorded[job.folder.name] for job in jobs if job.folder.name in recorded}
@@ -186,8 +186,8 @@ def queue() -> dict[str, ActiveJob]:
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
         raise InputError(
-            f"runs of this study were submitted to Slurm, which cannot be asked about them: {reason}. Try again; if "
-            f"none of them is left in its queue, delete {FOLDER}/{RECORD} in the study's folder."
+            f"runs of this study were submitted to Slurm, but squeue fails: {reason}. Try again; if none of them is "
+            f"still queued or running, delete {FOLDER}/{RECORD} in the study's folder."
         ) from error
     jobs = {}
     for line in answer.stdout.splitlines():
@@ -202,6 +202,6 @@ def check_not_submitted(jobs: Sequence[Job]) -> None:
     if active := active_runs(jobs).values():
         ids = sorted({job.id.split("_")[0] for job in active})
         raise InputError(
-            f"{count(len(active), 'run')} of this study are queued or running on Slurm: add --cluster slurm, or end "
+            f"Slurm has {count(len(active), 'run')} of this study queued or running: add --cluster slurm, or cancel "
             f"them with scancel {' '.join(ids)}."
         )

@@ -1,13 +1,13 @@
-"""Looks at a study while it is trained: questions that are answered get no more seeds.
+"""Looks at the results of a study between its runs: questions that are answered get no more seeds.
 
-This is a group-sequential design (Pocock, 1977; Lan and DeMets, 1983). The numbers of seeds after which a study is
-looked at are fixed before its first run, and each look has a share of the error of a question, in proportion to the
-seeds that it adds. The shares add up to one, so with Bonferroni's correction all intervals hold at all looks together,
-for whatever reason an experiment gets no more seeds (repeated confidence intervals: Jennison and Turnbull, 1989). The
-looks may depend on each other in any way, and they do: their val images are the same.
+This is a group-sequential design (Pocock, 1977; Lan and DeMets, 1983). The numbers of seeds after which there is a look
+are fixed before the first run, and each look has a share of the error of a question, in proportion to the seeds that it
+adds. The shares add up to one, so with Bonferroni's correction the intervals hold at all looks together, whatever the
+reason that an experiment gets no more seeds (repeated confidence intervals: Jennison and Turnbull, 1989). The looks may
+depend on each other in any way, and they do: they share val images and seeds.
 
-A look uses exactly the first seeds of both experiments, so that a study which is interrupted or asked twice decides the
-same. docs/statistics.md says how often it decides, and how many runs it saves (benchmarks/coverage.py).
+A look uses exactly the first seeds of both experiments, so a study that is interrupted or repeated decides the same.
+docs/statistics.md says how often it decides, and how many runs it saves (benchmarks/coverage.py).
 """
 
 import json
@@ -29,7 +29,7 @@ from common.stats import FAMILY_ERROR, SeedVariance
 FILE = "looks.json"  # beside the run folders
 SPENDING = "proportional to seeds"  # how the error is divided among the looks
 MAX_SEEDS = 1000
-GIVE_UP = 0.1  # a question is given up if the probability that more seeds answer it is smaller
+GIVE_UP = 0.1  # a question is given up if the probability that more seeds will answer it is smaller
 
 Name = tuple[str, str]  # model and variant of an experiment
 Asked = tuple[str, Name, Name]  # a question, as from `pairs`
@@ -37,7 +37,7 @@ Asked = tuple[str, Name, Name]  # a question, as from `pairs`
 
 @dataclass(frozen=True)
 class Looks:
-    """The numbers of seeds after which a study is looked at: `MIN_SEEDS` and its doubles, and at last `max_seeds`."""
+    """The numbers of seeds after which there are looks: `MIN_SEEDS`, doubled each time, and finally `max_seeds`."""
 
     max_seeds: int
 
@@ -105,7 +105,7 @@ def check_looks(root: Path, looks: Looks | None) -> None:
         )
     if looks and not recorded and any(root.glob("*/run.json")):
         raise InputError(
-            f"{root} already holds runs, but looks have to be fixed before there are any: choose another folder with "
+            f"{root} already holds runs, but looks must be fixed before the first one: choose another folder with "
             "--out, or continue without --until-decided."
         )
 
@@ -130,15 +130,15 @@ def looks_of_runs(runs: Sequence[FinishedRun]) -> Looks | None:
 def study_looks(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], None] = print) -> Iterator[list[Job]]:
     """The runs of each look at a study, in turn; all `jobs` at once if there are no looks.
 
-    The runs have to be finished before the next are asked for, as these depend on their results. What each look decides
-    is told to `say`, in one line.
+    The runs have to be finished before the next look is requested, which depends on their results. `say` is called with
+    a line about what each look decides.
 
     Args:
         jobs: the runs of the study with the largest number of seeds.
 
     Raises:
-        InputError: the folder belongs to a study with other looks; the experiments answer no question; or a run was
-            made with other options.
+        InputError: the folder belongs to a study with other looks, there is no question about the experiments, or a
+            run was made with other options.
     """
     root = jobs[0].folder.parent
     check_looks(root, looks)
@@ -146,7 +146,7 @@ def study_looks(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], N
         yield list(jobs)
         return
     jobs_of: dict[Name, list[Job]] = {}
-    for job in sorted(jobs, key=lambda job: job.folder):  # as `find_runs` sorts them, for the same questions
+    for job in sorted(jobs, key=lambda job: job.folder):  # in the order of `find_runs`, for the same questions
         jobs_of.setdefault((job.script.removeprefix("train_"), job.variant), []).append(job)
     asked = list(pairs(jobs_of))
     if not asked:
@@ -164,13 +164,13 @@ def study_looks(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], N
         return {(each.model, each.variant): ScoredExperiment(each) for each in experiments}
 
     for names, seeds in follow(asked, looks, scored, say):
-        # Experiments without a question have the seeds of the first look.
+        # Experiments without a question get the seeds of the first look.
         look = chosen(jobs_of if seeds == looks.seeds[0] else names, seeds)
         yield [job for job in jobs if job in look]
 
 
 def current_look(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], None] = lambda line: None) -> list[Job]:
-    """The runs of the first look of `study_looks` that is not finished; of the last look if all are finished."""
+    """The runs of the first look of `study_looks` with unfinished runs, or of the last look."""
     look: list[Job] = []
     for look in study_looks(jobs, looks, say):
         if not all((job.folder / "metrics.json").exists() for job in look):
@@ -215,17 +215,17 @@ def follow(
 def answer_at(
     question: Asked, experiments: Mapping[Name, ScoredExperiment], looks: Looks, seeds: int, *, family: int
 ) -> Question:
-    """The answer after the first `seeds` seeds, which is one of `looks`, to one of `family` questions."""
+    """The answer to one of `family` questions at the look after `seeds` seeds."""
     kind, a, b = question
     share = looks.shares[looks.seeds.index(seeds)]
     return replace(ask(kind, experiments[a], experiments[b], seeds), share=share, family=family)
 
 
 def chance(answer: Question, looks: Looks) -> float:
-    """The probability that a question which is not answered now will be at the last look.
+    """The probability that a question that is not answered yet will be answered at the last look.
 
-    The val images stay the same, so the difference changes by the new seeds alone: by zero on average, with the
-    variance over seeds that is observed now, in part (predictive power: Spiegelhalter, Freedman and Blackburn, 1986).
+    The val images stay the same, so only the new seeds change the difference: by zero on average, with a part of the
+    variance over seeds that is observed now (predictive power: Spiegelhalter, Freedman and Blackburn, 1986).
     """
     change, last = answer.change, looks.max_seeds
     now = answer.seeds[0]
@@ -259,8 +259,8 @@ def questions_at_looks(
 ) -> tuple[list[Question], list[str]]:
     """The questions of the kinds `asked`, as from `questions`, with their answers at the looks of the study.
 
-    An answer is that of the first look at which the question is answered; of the last look that both experiments have
-    reached if there is none.
+    An answer is that of the first look at which the question is answered or, if there is none, of the last look that
+    both experiments have reached.
 
     Returns:
         The questions, and sentences about the looks. Experiments that have not reached the first look are not compared.
@@ -269,7 +269,7 @@ def questions_at_looks(
         InputError: the runs are those of a cross-validation.
     """
     if any(scored.experiment.folds for scored in scored_experiments):
-        raise InputError(f"a study with looks ({FILE}) has no folds: compare runs with --split-by separately.")
+        raise InputError(f"a study with looks ({FILE}) has no folds: compare its runs without those of --split-by.")
     experiments = {(scored.experiment.model, scored.experiment.variant): scored for scored in scored_experiments}
     questions = list(pairs(experiments, asked))
     answers = []
@@ -285,19 +285,17 @@ def questions_at_looks(
     if questions:
         times = _listed([f"{1 / share:.3g}" for share in looks.shares])
         notes.append(
-            f"the study was planned with looks after {looks}, each of which could answer a question and end its runs; "
-            "an answer uses the first seeds of both experiments, up to its look, and its intervals and p-values are "
-            f"corrected as for {times} times as many questions"
+            f"the study was planned with looks after {looks}, at each of which a question could be answered; an answer "
+            "uses only the seeds up to its look, and its intervals and p-values are corrected for the looks, as for "
+            f"{times} times as many questions"
         )
     if missing := len(questions) - len(answers):
         first = looks.seeds[0]
-        notes.append(
-            f"{count(missing, 'question')} not asked: an experiment has not finished its seeds 0 to {first - 1}"
-        )
+        notes.append(f"{count(missing, 'question')} not asked: an experiment has not finished seeds 0 to {first - 1}")
     return answers, notes
 
 
 def _first_seeds(scored: ScoredExperiment) -> int:
-    """How many of the seeds 0, 1, ... an experiment has before the first that is missing."""
+    """The number of seeds 0, 1, ... of an experiment before the first that is missing."""
     seeds = scored.experiment.seeds
     return next((i for i, seed in enumerate(seeds) if seed != i), len(seeds))

@@ -102,7 +102,7 @@ def plan_report(jobs: Sequence[Job], looks: Looks | None = None, *, workers: int
     runs = f"{count(len(jobs), 'run')} of {count(len(experiments), 'experiment')}"
     lines = [f"{'at most ' * bool(looks)}{runs}: {len(done)} finished, {left}"]
     if looks:
-        lines.append(f"There are looks after {looks}; answered questions need no more runs.")
+        lines.append(f"There are looks after {looks}; a question that is answered needs no more runs.")
     elif not done:
         lines.append("The time is estimated from finished runs. The study keeps those that --seeds 1 trains.")
     if not asked:

@@ -1,6 +1,6 @@
 """A run of a study in processes of its own: on this machine, or in a job of a cluster.
 
-A cluster imports this module once for each run, so it imports nothing slow.
+Each job imports this module, so it imports nothing slow.
 """
 
 import os
@@ -65,7 +65,7 @@ class RunProcess:
             file.write(f"{line}\n")
 
     def stop(self) -> None:
-        """Asks the script to finish its step and save a checkpoint; `wait` waits until it has done so."""
+        """Asks the script to finish its step, save a checkpoint and exit, which `wait` waits for."""
         with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
             children = psutil.Process(self.process.pid).children(recursive=True) if self.has_launcher else []
             for process in children or [self.process]:
@@ -77,15 +77,15 @@ class RunProcess:
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A job of Slurm that trains one run. submitit stores it in a file, and calls it on a node.
+    """A job of Slurm that trains one run. submitit pickles it, and calls it on a node.
 
-    Slurm sends SIGUSR2 (or SIGUSR1, as submitit is set up) some time before the time limit, and SIGTERM when it
-    requeues, preempts or cancels the job. Both stop the run, which saves a checkpoint. Slurm then starts the job again,
-    except after scancel, and the run continues.
+    Slurm sends SIGUSR2 (or SIGUSR1, if submitit is configured so) some time before the time limit, and SIGTERM when it
+    requeues, preempts or cancels the job. Both stop the run, which saves a checkpoint. Unless the job was cancelled,
+    it is requeued, and the run continues.
     """
 
     command: tuple[str, ...]
-    directory: str  # in which the study was started, and which relative paths start from
+    directory: str  # where the study was started, to which paths are relative
     folder: str  # of the run
 
     def __call__(self) -> None:
@@ -96,7 +96,7 @@ class SlurmJob:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, lambda number, frame: received.append(number))
         before = self._checkpoint()
-        # Results are the same bit for bit only with the same number of threads.
+        # Only with the same number of threads are results the same, bit for bit.
         run = RunProcess(self.command, Path(self.folder), {"OMP_NUM_THREADS": os.environ["SLURM_CPUS_PER_TASK"]})
         run.note(f"{STARTED}{job} on {platform.node()}")
         stopped = False
@@ -110,14 +110,14 @@ class SlurmJob:
             return
         if not stopped or error.startswith(FAILED):
             if not error.startswith(FAILED):
-                run.note(f"{FAILED}the run was ended from outside, perhaps for lack of memory ({error})")
+                run.note(f"{FAILED}the run crashed or was killed, perhaps for lack of memory ({error})")
             sys.exit(1)
-        # A time limit that is too short for a single step would start the job again and again.
+        # With a time limit that is too short for a step, the job would be requeued for ever.
         if signal.SIGTERM in received or self._checkpoint() != before:
             if problem := requeue(job):
-                run.note(f"{FAILED}Slurm does not requeue the job: {problem}")
+                run.note(f"{FAILED}Slurm did not requeue the job: {problem}")
         else:
-            run.note(f"{FAILED}the time limit of the job ended before the first step: raise timeout_min")
+            run.note(f"{FAILED}the job reached its time limit before completing a step: raise timeout_min")
         sys.exit(75)
 
     def _checkpoint(self) -> tuple[int, int] | None:
@@ -131,17 +131,17 @@ class SlurmJob:
 def job_id() -> str:
     """The id of the job that this process belongs to, such as 12 or, in an array of jobs, 12_3.
 
-    SLURM_JOB_ID is another number for the jobs of an array; for one of them, it is the number of the whole array.
+    In an array, SLURM_JOB_ID is a different number for each job; for one of them, it is the number of the array.
     """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 def requeue(job: str) -> str | None:
-    """Has Slurm start this job again, unless it is no longer running: then it was requeued or cancelled by others.
+    """Requeues this job, unless Slurm no longer lists it as running: then it was requeued or cancelled from outside.
 
     Returns:
-        Why Slurm does not do so; None if it does.
+        The reason if Slurm refuses; otherwise None.
     """
     ask = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
     if subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip() != "RUNNING":

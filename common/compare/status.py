@@ -1,4 +1,4 @@
-"""How the runs of a study are doing: one line for each that is not finished."""
+"""The state of the runs of a study: one line for each that is not finished."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ TAIL = 2**20  # bytes at the end of a file that are read
 
 
 def study_status(jobs: Sequence[Job]) -> str:
-    """A line for each run that is not finished, and a line with their numbers and the time left, as text."""
+    """A line for each run that is not finished, and a line with the number in each state and the time left, as text."""
     active, recorded = active_runs(jobs), recorded_jobs(jobs[0].folder.parent)
     states = {job: run_state(job, active.get(job.folder), recorded) for job in jobs}
     left = [job for job in jobs if states[job][0] != "finished"]
@@ -53,12 +53,12 @@ def run_state(job: Job, active: ActiveJob | None, recorded: Mapping[str, str]) -
     if last.startswith(FAILED):
         return "failed", last.removeprefix(FAILED)
     if last.startswith(STARTED):
-        return "failed", f"job {recorded.get(folder.name, '')} has ended without a message, as if it had been killed"
+        return "failed", f"job {recorded.get(folder.name, '')} ended without a message, so it was probably killed"
     return ("stopped", epoch) if epoch else ("not started", "")
 
 
 def last_mark(output: Path) -> str:
-    """The last line in the output of a run that says that it was started by Slurm, failed or was stopped; or ""."""
+    """The last line in the output of a run that begins with `STARTED`, `FAILED` or `STOPPED`; "" if there is none."""
     with suppress(OSError), open(output, "rb") as file:
         file.seek(max(0, output.stat().st_size - TAIL))
         lines = file.read().decode("utf-8", "replace").splitlines()
@@ -67,7 +67,7 @@ def last_mark(output: Path) -> str:
 
 
 def epoch_of(job: Job) -> str:
-    """How far a run has come, such as "epoch 2.5 of 8"; "" if it has logged nothing."""
+    """The progress of a run, such as "epoch 2.5 of 8"; "" if it has logged nothing."""
     with suppress(OSError, ValueError, KeyError, TypeError, IndexError):
         last = (job.folder / "log.jsonl").read_bytes()[-TAIL:].rpartition(b"\n")[0].splitlines()[-1]
         return f"epoch {json.loads(last)['epoch']:.1f} of {job.config.epochs}"

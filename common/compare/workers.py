@@ -1,4 +1,4 @@
-"""Trains the runs of a study side by side on one machine, each in processes of its own."""
+"""Trains the runs of a study side by side on one machine, each in its own processes."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from common.launch import parameter_bytes, physical_cores
 from common.run_folder import script_file
 
 GIGABYTE = 2**30
-PLAIN = {  # values in a configuration of `accelerate launch` with which it starts the same run as `python`
+PLAIN = {  # configuration with which `accelerate launch` starts the same run as `python`
     "compute_environment": "LOCAL_MACHINE",
     "distributed_type": "NO",
     "num_processes": 1,
@@ -39,10 +39,10 @@ def command(job: Job, config_file: str) -> list[str]:
 
 
 def needs_launcher(config_file: str) -> bool:
-    """Whether `accelerate launch` with this configuration starts another run than `python`.
+    """Whether `accelerate launch` with this configuration starts a different run from `python`.
 
-    If not, the launcher is left out: it takes seconds and 300 MB of each run, as it imports PyTorch too. It also
-    overrides settings of Accelerate in the environment, so it is kept if there are any.
+    If not, the launcher is left out: it costs each run seconds and 300 MB, as it imports PyTorch too. It is kept if the
+    environment has settings of Accelerate, because it overrides them.
     """
     own = any(PLAIN.get(name, "") != value for name, value in read_launcher(config_file).items())
     return own or any(name.startswith("ACCELERATE_") for name in os.environ)
@@ -87,8 +87,8 @@ def shares(number: str, jobs: Sequence[Job], config_file: str) -> list[dict[str,
     share of the physical cores: many runs of one thread train faster than one of many threads.
 
     Args:
-        number: of runs at the same time, or "auto": as many as there are GPUs or, without, as many as there are cores,
-            unless OMP_NUM_THREADS reserves several for a run or their memory is too small.
+        number: of runs at the same time, or "auto": as many as there are GPUs or, without GPUs, cores; fewer if
+            OMP_NUM_THREADS reserves several cores for a run or the memory is too small.
         jobs: the runs of the study.
         config_file: configuration of `accelerate launch`.
 
