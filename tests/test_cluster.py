@@ -169,6 +169,12 @@ def test_a_study_is_not_trained_on_this_machine_while_it_is_on_a_cluster(submitt
     assert cluster.check_not_submitted(jobs) is None, "they have ended"
 
 
+def test_other_lines_of_squeue_are_skipped(submitted, commands):
+    _, jobs, _ = submitted
+    commands(squeue=f"echo Welcome; printf 'caf\\351\\n'\n{QUEUE}")
+    assert [job.id for job in cluster.active_runs(jobs).values()] == ["12_0", "12_1"]
+
+
 def test_a_finished_study_asks_no_cluster(submitted, monkeypatch):
     _, jobs, root = submitted
     for name in NAMES:

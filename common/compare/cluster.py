@@ -182,7 +182,7 @@ def queue() -> dict[str, ActiveJob]:
     """The jobs of this user in Slurm's queue, by id."""
     ask = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%r"]
     try:
-        answer = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=60)
+        answer = subprocess.run(ask, capture_output=True, text=True, errors="replace", check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
         raise InputError(
@@ -191,6 +191,8 @@ def queue() -> dict[str, ActiveJob]:
         ) from error
     jobs = {}
     for line in answer.stdout.splitlines():
+        if line.count("|") < 2:  # such as a site's message of the day
+            continue
         job, state, reason = line.split("|", 2)
         waits = state in ("PENDING", "CONFIGURING") or state.startswith(("REQUEUE", "RESV"))
         jobs[job] = ActiveJob(job, "queued" if waits else "running", "" if reason == "None" or not waits else reason)
