@@ -175,6 +175,7 @@ def jobs_of(options: argparse.Namespace, script_options: list[list[str]]) -> "li
 def main(argv=None):
     options, script_options = read_options(argv)
     jobs = jobs_of(options, script_options)
+    from common.compare.grid import is_finished
     from common.compare.looks import Looks, current_look, study_looks
     from common.compare.workers import command, shares
 
@@ -184,12 +185,14 @@ def main(argv=None):
 
         return print(plan_report(jobs, looks, workers=len(shares(options.jobs, jobs, options.config_file))))
     if options.list:
-        unfinished = [job for job in current_look(jobs, looks) if not (job.folder / "metrics.json").exists()]
-        return print(*(shlex.join(command(job, options.config_file)) for job in unfinished), sep="\n")
+        for job in current_look(jobs, looks):
+            if not is_finished(job):
+                print(shlex.join(command(job, options.config_file)))
+        return
     if options.status:
         from common.compare.status import study_status
 
-        return print(study_status(current_look(jobs, looks)))
+        return print(study_status(current_look(jobs, looks, record=False)))
     root = jobs[0].folder.parent
     with locked_folder(root):
         if options.cluster:
@@ -277,7 +280,7 @@ def print_finished(jobs: "list[Job]", root: Path) -> int:
     finished = sum((job.folder / "metrics.json").exists() for job in jobs)
     own_data = [] if jobs[0].config.data in KNOWN_DATA else ["--data", jobs[0].config.data]
     compare = shlex.join(["python", "compare.py", str(root), *own_data])
-    print(printable(f"{finished} of {len(jobs)} runs finished. To compare them: {compare}"))
+    print(printable(f"{finished} of {len(jobs)} runs finished." + f" To compare them: {compare}" * (finished > 0)))
     return finished
 
 

@@ -4,12 +4,12 @@ python -m benchmarks.coverage                          # about an hour on one co
 python -m benchmarks.coverage --trials 200             # about five minutes
 python -m benchmarks.coverage --only differences
 
-A split has 150 to 160 rows of products with one to three photos (as in the sample's val split), or with more. A
-prediction is correct if a sum of normally distributed effects is below the threshold of its class: the effects of
-product and photo (shared by both models), their interactions with the model, the effects of the seed and of the seed on
-each product, and noise. The true accuracy of a class is the normal probability of its threshold, from which the true
-scores follow. Cross-validation is simulated with learners that are really trained, on two sets of features with the
-same distribution, so that the true difference is exactly zero.
+A split has 150 to 160 rows (others are named) of products with one to three photos (as in the sample's val split), or
+with more. A prediction is correct if a sum of normally distributed effects is below the threshold of its class: the
+effects of product and photo (shared by both models), their interactions with the model, the effects of the seed and of
+the seed on each product, and noise. The true accuracy of a class is the normal probability of its threshold, from which
+the true scores follow. Cross-validation is simulated with learners that are really trained, on two sets of features
+with the same distribution, so that the true difference is exactly zero.
 """
 
 import argparse
@@ -65,6 +65,7 @@ class World:
 
     accuracy: tuple[float, ...]  # of each model, over all rows and seeds
     photos: int = 3  # the largest number of photos of a product, a key of `SIZES`
+    rows: int = 150  # at least, and at most ten more
     seeds: tuple[int, ...] = (1, 1)  # of each model
     spread: tuple[float, ...] = (0.0, 0.0)  # standard deviation over seeds of each model's true accuracy
     product: float = 0.3
@@ -75,7 +76,7 @@ class World:
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         """Labels (N,), clusters (N,) and the predictions (S, N) of each model for a random split."""
-        n, shares, counts = rng.integers(150, 161), SIZES[self.photos], []
+        n, shares, counts = rng.integers(self.rows, self.rows + 11), SIZES[self.photos], []
         while sum(counts) < n:
             counts.append(1 + rng.choice(len(shares), p=shares))
         counts[-1] -= sum(counts) - n
@@ -135,6 +136,13 @@ DIFFERENCES = {  # true differences of 0; weights of a single seed have exactly 
     )
     for n in (1, 3, 6)
 }
+DIFFERENCES |= {  # in large splits, the seeds matter more than the images
+    f"{rows:,} rows, {n} and {n} seeds, spreads 5 and 1 points": World(
+        (0.7, 0.7), rows=rows, seeds=(n, n), spread=(0.05, 0.01)
+    )
+    for rows in (600, 2400)
+    for n in (3, 6)
+}
 POWER = {
     f"8 points, {seeds} seeds": World((0.7, 0.78), seeds=(seeds, seeds), spread=(0.025, 0.025)) for seeds in (3, 6, 10)
 }
@@ -159,6 +167,12 @@ FAMILIES = {  # three models in four variants
     "12 questions, 3 and 6 seeds, spreads 5 and 1 points": World(
         (0.7,) * 12, seeds=(3, 6) * 6, spread=(0.05, 0.01) * 6, photos=8, **NASTY
     ),
+    **{
+        f"12 questions, 600 rows, {n} seeds, spreads 5 and 1 points": World(
+            (0.7,) * 12, rows=600, seeds=(n,) * 12, spread=(0.05, 0.01) * 6
+        )
+        for n in (3, 6)
+    },
 }
 KINDS: dict[str, dict] = {"ordinary": {}, "correlated": {"photos": 8, **NASTY}, "similar models": SIMILAR}
 UNTIL_DECIDED = {  # true differences of 0; the numbers of seeds are the largest

@@ -104,12 +104,10 @@ class Estimate:
 
     @property
     def _seeds_alone(self) -> "list[Estimate]":
-        """With two seeds in an experiment, the same difference with the val images taken as fixed.
+        """With several seeds in an experiment, the same difference with the val images taken as fixed.
 
-        It has to be significant too, because a variance over two seeds is often far too small by chance.
+        It has to be significant too, because a variance over few seeds is often far too small by chance.
         """
-        if all(part.seeds > 2 for part in self.seed_variances):
-            return []
         parts = tuple(replace(part, explained=0.0) for part in self.seed_variances)
         alone = replace(self, image_variance=0.0, seed_variances=parts)
         return [alone] if alone.variance else []

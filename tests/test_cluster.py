@@ -187,10 +187,10 @@ def test_a_finished_study_asks_no_cluster(submitted, monkeypatch):
 def test_jobs_are_not_taken_for_ended_if_slurm_cannot_be_asked(submitted, commands, monkeypatch):
     line, jobs, _ = submitted
     commands(squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
-    with pytest.raises(InputError, match="squeue fails: Unable to contact slurm controller. Try again"):
+    with pytest.raises(InputError, match=r"squeue fails \(Unable to contact slurm controller\)\. Try again"):
         cluster.active_runs(jobs)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match="squeue fails: .*No such file"):
+    with pytest.raises(InputError, match=r"squeue fails \(No such file"):
         study.main(line.split())
 
 

@@ -249,6 +249,15 @@ def test_looks_are_fixed_before_the_first_run(made_up_study, tmp_path, before, a
     assert sorted(tmp_path.rglob("*")) == files
 
 
+def test_looks_may_be_chosen_again_before_the_first_run(made_up_study, tmp_path):
+    made_up_study("--until-decided --max-seeds 24 --status")
+    assert not (tmp_path / "study").exists(), "--status records nothing"
+    made_up_study("--until-decided --max-seeds 24 --list")
+    assert read_json(tmp_path / "study", FILE)["looks"] == [3, 6, 12, 24]
+    made_up_study()
+    assert read_json(tmp_path / "study", FILE)["looks"] == [3, 6, 12]
+
+
 def test_experiments_without_a_question_cannot_be_decided(made_up_study, tmp_path):
     with pytest.raises(InputError, match="no question about these experiments"):
         made_up_study("--variants crop --until-decided")
@@ -317,6 +326,7 @@ def test_a_comparison_says_what_the_study_decided(compared, tmp_path, capsys):
     assert re.fullmatch(r"crop helps custom_cnn: \+23.3 points \[.*\], with 3 seeds", crop["sentence"])
     assert re.fullmatch(r"augmentation helps custom_cnn: \+15.8 points \[.*\], with 6 seeds", augment["sentence"])
     assert "not distinguishable on 120 images with 3 seeds" in strong["sentence"]
+    assert "1 question not decided: given up or, if the study is not finished, open" in result["notes"]
     assert [e["seeds"] for e in result["experiments"] if e["variant"] == "crop"] == [[*range(6)]], "the table has all"
     assert result["family"]["looks"] == [3, 6, 12] and result["family"]["questions"] == 3
     note = "the study was planned with looks after 3, 6 and 12 seeds"
@@ -370,10 +380,27 @@ def test_a_question_is_not_asked_before_the_first_look(made_up_study, compared, 
     ]  # fmt: skip
     assert "1 question not asked: an experiment has not finished seeds 0 to 2" in result["notes"]
     assert result["family"]["questions"] == 3
+    assert any(note.startswith("3 questions were asked") for note in result["notes"])
     assert result["questions"][0]["corrected_p"] == pytest.approx(3 * result["questions"][0]["p"]), "it still counts"
     two = compared(runs=["study/train_custom_cnn-full-s0", "study/train_custom_cnn-crop-s0"])
     assert two["questions"] == [] and any(note.startswith("1 question not asked") for note in two["notes"])
     assert not any("no difference was tested" in note for note in two["notes"])
+
+
+def test_a_study_that_has_ended_needs_no_more_runs(made_up_study, tmp_path, capsys, cache, monkeypatch):
+    made_up_study()
+    capsys.readouterr()
+    made_up_study("--until-decided --list")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(plan, "decode_data", grid.decode_data)
+    monkeypatch.setattr(plan, "_smallest_differences_table", lambda *_, **__: [])
+    made_up_study("--until-decided --plan")
+    assert capsys.readouterr().out.startswith("18 runs of 4 experiments finished, no question is open\n")
+    made_up_study("--until-decided --status")
+    assert capsys.readouterr().out == "12 runs: 12 finished\n"
+    for line in ("--status", "--list", "--plan"):
+        with pytest.raises(InputError, match="already holds a run with --lr 0.001"):
+            made_up_study(f"--until-decided --lr 0.5 {line}")
 
 
 def test_a_look_needs_all_its_seeds(compared, tmp_path):
@@ -399,6 +426,17 @@ def test_studies_with_different_looks_are_not_compared(made_up_study, compared, 
     (tmp_path / "study" / FILE).write_text("{}")
     with pytest.raises(InputError, match="is not a record of the looks"):
         compared()
+
+
+def test_runs_may_be_linked_into_a_study_with_looks(made_up_study, compared, tmp_path):
+    made_up_study()
+    before = compared()
+    (tmp_path / "elsewhere").mkdir()
+    for folder in [path.parent for path in (tmp_path / "study").glob("*/run.json")]:
+        folder.rename(tmp_path / "elsewhere" / folder.name)
+        folder.symlink_to(tmp_path / "elsewhere" / folder.name)
+    after = compared()
+    assert after["questions"] == before["questions"] and after["family"]["looks"] == [3, 6, 12]
 
 
 def test_a_plan_has_the_looks(made_up_study, tmp_path, capsys, cache, monkeypatch):

@@ -302,6 +302,15 @@ def test_the_launcher_is_left_out_where_it_makes_no_difference(line, environment
     assert workers.command(job, str(config_file)) == expected
 
 
+@pytest.mark.parametrize(
+    "content", ["", "- a\n", "num_processes: two\n", "num_machines: null\n", "num_processes: [1]\n"]
+)
+def test_a_file_that_configures_no_processes_is_refused(content, tmp_path):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"config\.yaml is no configuration of Accelerate: num_processes"):
+        study.main(f"--data sample --plan --config-file {tmp_path / 'config.yaml'}".split())
+
+
 def test_a_run_is_stopped_and_not_its_children():
     """Such as the process of a tracker, which the run ends itself."""
     code = "import subprocess, time; subprocess.Popen(['sleep', '60']); print(flush=True); time.sleep(60)"

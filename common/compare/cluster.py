@@ -184,9 +184,10 @@ def queue() -> dict[str, ActiveJob]:
     try:
         answer = subprocess.run(ask, capture_output=True, text=True, errors="replace", check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        stderr = (getattr(error, "stderr", None) or "").strip()
+        reason = stderr or getattr(error, "strerror", None) or type(error).__name__
         raise InputError(
-            f"runs of this study were submitted to Slurm, but squeue fails: {reason}. Try again; if none of them is "
+            f"runs of this study were submitted to Slurm, but squeue fails ({reason}). Try again; if none of them is "
             f"still queued or running, delete {FOLDER}/{RECORD} in the study's folder."
         ) from error
     jobs = {}

@@ -96,14 +96,17 @@ def _content(looks: Looks) -> dict:
 
 
 def check_looks(root: Path, looks: Looks | None) -> None:
-    """Raises InputError if the study in the folder `root` has other looks; None stands for none."""
-    recorded = read_looks(root)
-    if recorded and recorded != looks:
+    """Raises InputError if the study in the folder `root` has other looks; None stands for none.
+
+    Before the first run, they may still be replaced by others.
+    """
+    recorded, has_runs = read_looks(root), any(root.glob("*/run.json"))
+    if recorded and recorded != looks and (has_runs or not looks):
         raise InputError(
             f"{root} belongs to a study with looks after {recorded}: continue it with --until-decided --max-seeds "
             f"{recorded.max_seeds}, or choose another folder with --out."
         )
-    if looks and not recorded and any(root.glob("*/run.json")):
+    if looks and not recorded and has_runs:
         raise InputError(
             f"{root} already holds runs, but looks must be fixed before the first one: choose another folder with "
             "--out, or continue without --until-decided."
@@ -111,8 +114,10 @@ def check_looks(root: Path, looks: Looks | None) -> None:
 
 
 def looks_of_runs(runs: Sequence[FinishedRun]) -> Looks | None:
-    """The looks of the studies that `runs` belong to; InputError if they differ."""
-    by_folder = {root: read_looks(root) for root in dict.fromkeys(run.folder.resolve().parent for run in runs)}
+    """The looks of the studies that `runs` belong to, whose folders may be links; InputError if they differ."""
+    by_folder = {
+        run.folder.parent: read_looks(run.folder.parent) or read_looks(run.folder.resolve().parent) for run in runs
+    }
     (first, looks), *others = by_folder.items()
     for folder, other in others:
         if other != looks:
@@ -127,7 +132,9 @@ def looks_of_runs(runs: Sequence[FinishedRun]) -> Looks | None:
 # Decisions -----------------------------------------------------------------------------------------------------------
 
 
-def study_looks(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], None] = print) -> Iterator[list[Job]]:
+def study_looks(
+    jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], None] = print, *, record: bool = True
+) -> Iterator[list[Job]]:
     """The runs of each look at a study, in turn; all `jobs` at once if there are no looks.
 
     The runs have to be finished before the next look is requested, which depends on their results. `say` is called with
@@ -135,6 +142,7 @@ def study_looks(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], N
 
     Args:
         jobs: the runs of the study with the largest number of seeds.
+        record: write the looks to the study's folder, which has to be done before its first run.
 
     Raises:
         InputError: the folder belongs to a study with other looks, there is no question about the experiments, or a
@@ -151,7 +159,7 @@ def study_looks(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], N
     asked = list(pairs(jobs_of))
     if not asked:
         raise InputError("compare.py has no question about these experiments, so there is nothing to decide.")
-    if not (root / FILE).exists():
+    if record and read_looks(root) != looks:
         write_json(root / FILE, _content(looks))
 
     def chosen(names: Iterable[Name], seeds: int) -> list[Job]:
@@ -169,10 +177,16 @@ def study_looks(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], N
         yield [job for job in jobs if job in look]
 
 
-def current_look(jobs: Sequence[Job], looks: Looks | None, say: Callable[[str], None] = lambda line: None) -> list[Job]:
+def current_look(
+    jobs: Sequence[Job],
+    looks: Looks | None,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    record: bool = True,
+) -> list[Job]:
     """The runs of the first look of `study_looks` with unfinished runs, or of the last look."""
     look: list[Job] = []
-    for look in study_looks(jobs, looks, say):
+    for look in study_looks(jobs, looks, say, record=record):
         if not all((job.folder / "metrics.json").exists() for job in look):
             break
     return look
@@ -287,8 +301,10 @@ def questions_at_looks(
         notes.append(
             f"the study was planned with looks after {looks}, at each of which a question could be answered; an answer "
             "uses only the seeds up to its look, and its intervals and p-values are corrected for the looks, as for "
-            f"{times} times as many questions"
+            f"{times} times as many questions at these looks in turn"
         )
+    if left := sum(not answer.answered and answer.seeds[0] < looks.max_seeds for answer in answers):
+        notes.append(f"{count(left, 'question')} not decided: given up or, if the study is not finished, open")
     if missing := len(questions) - len(answers):
         first = looks.seeds[0]
         notes.append(f"{count(missing, 'question')} not asked: an experiment has not finished seeds 0 to {first - 1}")

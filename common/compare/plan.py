@@ -8,7 +8,7 @@ import numpy as np
 
 from common.compare.experiments import group_runs
 from common.compare.grid import Job, decode_data, durations, is_finished, time_left
-from common.compare.looks import Looks, check_looks
+from common.compare.looks import Looks, check_looks, current_look
 from common.compare.questions import MIN_CLUSTERS, MIN_SEEDS, ScoredExperiment, pairs, questions
 from common.config import count
 from common.data.dataset import load_splits
@@ -101,6 +101,8 @@ def plan_report(jobs: Sequence[Job], looks: Looks | None = None, *, workers: int
     left = time_left([job for job in jobs if job not in done], durations(done), workers)
     runs = f"{count(len(jobs), 'run')} of {count(len(experiments), 'experiment')}"
     lines = [f"{'at most ' * bool(looks)}{runs}: {len(done)} finished, {left}"]
+    if looks and all(map(is_finished, current_look(jobs, looks, record=False))):
+        lines = [f"{count(len(done), 'run')} of {count(len(experiments), 'experiment')} finished, no question is open"]
     if looks:
         lines.append(f"There are looks after {looks}; a question that is answered needs no more runs.")
     elif not done:
@@ -134,7 +136,8 @@ def _smallest_differences_table(
     over_products, on_a_product, over_seeds = (100 * sd for sd in astuple(spread))
     unit = "product" if any(ids["product_id"]) else "photo"
     lines = [
-        f"Smallest difference in accuracy, in points, that is found with a probability of {POWER:.0%}. Standard",
+        f"Smallest difference in accuracy, in points, that is found with a probability of {POWER:.0%}"
+        f"{' at a look alone' * bool(looks)}. Standard",
         f"deviations in points ({source}): {over_products:.0f} of a difference over {unit}s,",
         f"{on_a_product:.0f} of a model over seeds on one {unit}, {over_seeds:.1f} of a model over seeds on many.",
         "",

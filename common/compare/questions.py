@@ -294,9 +294,10 @@ def correct(answers: Sequence[Question]) -> list[Question]:
 def family_notes(answers: Sequence[Question]) -> list[str]:
     """Sentences about the questions that were asked, and about unequal numbers of seeds."""
     notes = []
-    if len(answers) > 1:
+    asked = answers[0].family if answers else 0
+    if asked > 1:
         notes.append(
-            f"{len(answers)} questions were asked; their intervals hold simultaneously, with at least 95 % confidence"
+            f"{asked} questions were asked; their intervals hold simultaneously, with at least 95 % confidence"
         )
     seeds = sorted({number for answer in answers if len(set(answer.seeds)) > 1 for number in answer.seeds})
     if seeds:

@@ -122,7 +122,13 @@ def read_launcher(config_file: str) -> dict[str, Any]:
         values = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"--config-file {config_file} cannot be read: {str(error).splitlines()[0]}") from error
-    return values if isinstance(values, dict) else {}
+    names = ("num_processes", "num_machines")
+    if not isinstance(values, dict) or not all(isinstance(values.get(name, 1), int) for name in names):
+        raise InputError(
+            f"--config-file {config_file} is no configuration of Accelerate: num_processes and num_machines must be "
+            "whole numbers, as in accelerate_config.yaml."
+        )
+    return values
 
 
 def visible_gpus() -> list[str]:
