@@ -162,6 +162,13 @@ def assert_same_run(one: Path, two: Path) -> None:
         assert float(a["loss"]) == pytest.approx(float(b["loss"]), abs=1e-4)
 
 
+def assert_usage_error(main: Callable, line: str, words: str, capsys: pytest.CaptureFixture) -> None:
+    """Asserts that a command line is refused with exit code 2 and a message that contains `words`."""
+    with pytest.raises(SystemExit) as stop:
+        main(line.split())
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
 def signal_at(step: int, number: int, train_step: Callable = common.train.train_step) -> Callable:
     """A `train_step` that sends this process a signal in the middle of step `step`, counted from 1."""
 

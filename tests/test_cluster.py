@@ -113,9 +113,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("line", ["--slurm partition=gpu", "--cluster pbs"])
 def test_a_wrong_command_line_is_explained(line, capsys):
-    with pytest.raises(SystemExit) as stop:
-        study.main(line.split())
-    assert stop.value.code == 2 and line.split()[0] in capsys.readouterr().err
+    helpers.assert_usage_error(study.main, line, line.split()[0], capsys)
 
 
 def test_a_job_has_one_machine(tmp_path, submitted):

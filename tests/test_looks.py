@@ -226,9 +226,7 @@ def test_real_runs_are_trained_until_decided_and_compared(tmp_path, cache):
     ],
 )
 def test_options_that_do_not_fit_are_refused(line, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        study.main(line.split())
-    assert stop.value.code == 2 and words in capsys.readouterr().err
+    helpers.assert_usage_error(study.main, line, words, capsys)
 
 
 @pytest.mark.parametrize("more", ["", "--list", "--plan"])

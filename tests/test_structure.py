@@ -4,13 +4,13 @@ import ast
 import importlib
 import sys
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 
 from common.config import InputError, TrainConfig, flag_of, parse
-from tests.helpers import ROOT, SCRIPTS, launch
+from tests.helpers import ROOT, SCRIPTS, assert_usage_error, launch
 
 TOOLS = ["study", "compare", "predict", "export", "audit"]
 SLOW_IMPORTS = {"torch", "numpy", "datasets", "accelerate", "sklearn", "matplotlib"}
@@ -156,9 +156,7 @@ def test_command_line(script, capsys):
     assert (config.crop, config.augment, config.lr, config.batch_size) == (True, "lab", 0.5, 8)
     assert config.variant == "crop-augment" and parse(config_class, []).variant == "full"
     for wrong in ("--learning-rate 0.5", "--batch 8", "--augment heavy", "--fit stretch", "--epochs many"):
-        with pytest.raises(SystemExit) as stop:
-            parse(config_class, wrong.split())
-        assert stop.value.code == 2 and wrong.split()[0] in capsys.readouterr().err
+        assert_usage_error(partial(parse, config_class), wrong, wrong.split()[0], capsys)
     with pytest.raises(SystemExit) as stop:
         parse(config_class, ["--help"])
     shown = capsys.readouterr().out

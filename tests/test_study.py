@@ -24,7 +24,7 @@ from common.config import InputError
 from common.files import LOCK
 from common.finished_run import find_runs
 from tests import helpers
-from tests.helpers import ROOT, read_json, read_log, results, wait_for
+from tests.helpers import ROOT, assert_usage_error, read_json, read_log, results, wait_for
 
 # Part of the lab's table on little data.
 GRID = "--recipe lab --models custom_cnn custom_vit --data sample"
@@ -157,9 +157,7 @@ def test_mistakes_are_found_before_the_first_run(start_study, tmp_path, monkeypa
     ],
 )
 def test_a_wrong_command_line_is_explained(line, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        study.main(line.split())
-    assert stop.value.code == 2 and words in capsys.readouterr().err
+    assert_usage_error(study.main, line, words, capsys)
 
 
 def test_a_script_of_ones_own(tmp_path, monkeypatch, capsys):
