@@ -103,6 +103,7 @@ class World:
 
 NASTY = {"product": 0.5, "photo": 0.1, "model_product": 0.1, "model_photo": 0.05, "seed_product": 0.05}  # .6 and more
 SIMILAR = {"product": 0.5, "photo": 0.2, "model_product": 0.0, "model_photo": 0.0, "seed_product": 0.03}
+KINDS: dict[str, dict] = {"ordinary": {}, "correlated": {"photos": 8, **NASTY}, "similar models": SIMILAR}
 SCORES = {
     "one seed": World((0.65, 0.73)),
     "one seed, up to six photos": World((0.65, 0.73), photos=6),
@@ -115,9 +116,9 @@ SCORES = {
 }
 DIFFERENCES = {  # true differences of 0; weights of a single seed have exactly the mean accuracy
     f"{kind}, {seeds[0]} and {seeds[1]} seeds, spreads {100 * spread[0]:.0f} and {100 * spread[1]:.0f} points": World(
-        (0.7, 0.7), photos=photos, seeds=seeds, spread=spread, **effects
+        (0.7, 0.7), seeds=seeds, spread=spread, **effects
     )
-    for kind, photos, effects in (("ordinary", 3, {}), ("correlated", 8, NASTY), ("similar models", 3, SIMILAR))
+    for kind, effects in KINDS.items()
     for seeds, spreads in {
         (1, 1): [(0.0, 0.0)],
         (1, 6): [(0.0, 0.01), (0.0, 0.05)],
@@ -174,7 +175,6 @@ FAMILIES = {  # three models in four variants
         for n in (3, 6)
     },
 }
-KINDS: dict[str, dict] = {"ordinary": {}, "correlated": {"photos": 8, **NASTY}, "similar models": SIMILAR}
 UNTIL_DECIDED = {  # true differences of 0; the numbers of seeds are the largest
     f"{kind}, spreads {100 * a:.0f} and {100 * b:.0f} points, {seeds} seeds": World(
         (0.7, 0.7), seeds=(seeds, seeds), spread=(a, b), **effects
