@@ -175,7 +175,7 @@ def jobs_of(options: argparse.Namespace, script_options: list[list[str]]) -> "li
 def main(argv=None):
     options, script_options = read_options(argv)
     jobs = jobs_of(options, script_options)
-    from common.compare.grid import is_finished
+    from common.compare.grid import finished_run
     from common.compare.looks import Looks, current_look, study_looks
     from common.compare.workers import command, shares
 
@@ -186,7 +186,7 @@ def main(argv=None):
         return print(plan_report(jobs, looks, workers=len(shares(options.jobs, jobs, options.config_file))))
     if options.list:
         for job in current_look(jobs, looks):
-            if not is_finished(job):
+            if not finished_run(job):
                 print(shlex.join(command(job, options.config_file)))
         return
     if options.status:
@@ -221,13 +221,13 @@ def train_all(jobs: "list[Job]", root: Path, options: argparse.Namespace, free: 
         Interrupted: on Ctrl-C or SIGTERM, after the runs have saved checkpoints.
     """
     from common.compare.cluster import check_not_submitted
-    from common.compare.grid import decode_data, durations, is_finished, time_left
+    from common.compare.grid import decode_data, durations, finished_run, time_left
     from common.compare.workers import Failures, Launch
 
     check_not_submitted(jobs)
     workers = len(free)
     fingerprints = decode_data(jobs)
-    done = [job for job in jobs if is_finished(job, fingerprints[job.data_key])]
+    done = [job for job in jobs if finished_run(job, fingerprints[job.data_key])]
     waiting = [job for job in jobs if job not in done]
     seconds, failures = durations(done), Failures()
     running: list[Launch] = []
@@ -277,7 +277,7 @@ def train_all(jobs: "list[Job]", root: Path, options: argparse.Namespace, free: 
 
 def print_finished(jobs: "list[Job]", root: Path) -> int:
     """Prints how many jobs are finished, and the command that compares them; returns the number."""
-    finished = sum((job.folder / "metrics.json").exists() for job in jobs)
+    finished = sum(job.has_results for job in jobs)
     own_data = [] if jobs[0].config.data in KNOWN_DATA else ["--data", jobs[0].config.data]
     compare = shlex.join(["python", "compare.py", str(root), *own_data])
     print(printable(f"{finished} of {len(jobs)} runs finished." + f" To compare them: {compare}" * (finished > 0)))

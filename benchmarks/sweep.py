@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.compare.experiments import group_runs
-from common.compare.grid import Job, is_finished, plan_jobs
+from common.compare.grid import Job, finished_run, plan_jobs
 from common.compare.markdown import question_table, score_table
 from common.compare.questions import ScoredExperiment, ask, correct
 from common.config import DataConfig, run
@@ -94,7 +94,7 @@ def train_missing(jobs: Sequence[Job], *, quiet: bool = False) -> list[FinishedR
         InputError: a folder holds a finished run with other options or data.
     """
     for job in jobs:
-        if not is_finished(job, data_fingerprint(*load_splits(job.config))):
+        if not finished_run(job, data_fingerprint(*load_splits(job.config))):
             if not quiet:
                 print(job.folder, flush=True)
             with contextlib.redirect_stdout(open(os.devnull, "w")):

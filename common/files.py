@@ -31,6 +31,7 @@ RUN_FILES = (
     "confusion.png", "mistakes.png",
 )  # fmt: skip
 LOCK = ".run.lock"
+CHECKPOINT = "checkpoint/last.pt"  # in a run folder, until the run is finished
 
 
 @contextmanager

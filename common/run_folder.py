@@ -58,7 +58,7 @@ from common.config import (
 )
 from common.data.audit import audit, describe, findings
 from common.data.dataset import ClassificationDataset
-from common.files import LOCK, atomic_path, check_lock, lock_folder, unlock_folder, write_csv, write_json
+from common.files import CHECKPOINT, LOCK, atomic_path, check_lock, lock_folder, unlock_folder, write_csv, write_json
 from common.metrics import epoch_line, row_losses, scores
 from common.model_card import hub_config, model_card, score_intervals
 from common.processes import check_equal
@@ -145,7 +145,7 @@ def _occupied(folder: Path, config: TrainConfig) -> str | None:
     """What is in a locked `folder` that keeps a run from using it, and what to do; None if nothing is."""
     files = {path.name: path for path in folder.iterdir() if path.name != LOCK and path.suffix != ".tmp"}
     foreign = [name for name, path in files.items() if not (path.is_file() or path.is_dir())]  # may block when read
-    if not (folder / "run.json").is_file() and not (folder / "checkpoint" / "last.pt").exists():
+    if not (folder / "run.json").is_file() and not (folder / CHECKPOINT).exists():
         foreign = [*files]
     if foreign:
         return f"files that are not of a run, such as {min(foreign)}: choose another --out."
@@ -161,7 +161,7 @@ def _occupied(folder: Path, config: TrainConfig) -> str | None:
     if not config.resume and (folder / "checkpoint").exists():
         return f"an unfinished run with {options}: continue that one with --resume, or choose another --out."
     results = [name for name in ("model.safetensors", "predictions.csv") if name in files]
-    if results and not (folder / "checkpoint" / "last.pt").exists():
+    if results and not (folder / CHECKPOINT).exists():
         return f"{results[0]} of a run with {options}, whose metrics.json is missing: choose another --out."
     return None
 
@@ -397,7 +397,7 @@ class RunFolder:
         origin = {name: getattr(self.info, name) for name in ("id", "command", "commit", "code", "resumed")}
         buffer = io.BytesIO()  # on a full disk, torch.save raises "unexpected pos"; a plain write gives the reason
         torch.save(state | {"script": self.script, "origin": origin}, buffer)
-        with atomic_path(self.path / "checkpoint" / "last.pt") as partial:
+        with atomic_path(self.path / CHECKPOINT) as partial:
             partial.write_bytes(buffer.getbuffer())
 
     def read_checkpoint(self) -> dict | None:
@@ -407,7 +407,7 @@ class RunFolder:
             InputError: the file cannot be read, or the folder was deleted since this run started.
         """
         check_lock(self.path)
-        path = self.path / "checkpoint" / "last.pt"
+        path = self.path / CHECKPOINT
         if not path.exists():
             return None
         try:

@@ -21,7 +21,7 @@ import predict
 import train_custom_cnn
 from common import provenance
 from common.augment import augment
-from common.compare.grid import Job, is_finished
+from common.compare.grid import Job, finished_run
 from common.config import InputError, Interrupted, TrainConfig, fits
 from common.data import crop
 from common.data.dataset import load_splits
@@ -341,9 +341,9 @@ def test_a_study_does_not_keep_runs_of_an_edited_script(two_seeds):
         Job(SCRIPT, "crop", (), train_custom_cnn.Config(**info.config | {"out": str(run)}))
         for info, run in zip((first, second), runs, strict=True)
     ]
-    assert is_finished(jobs[0], first.data_fingerprint)
+    assert finished_run(jobs[0], first.data_fingerprint)
     with pytest.raises(InputError, match="already holds a run with another version of train_custom_cnn.py"):
-        is_finished(jobs[1], second.data_fingerprint)
+        finished_run(jobs[1], second.data_fingerprint)
 
 
 def test_any_text_has_a_code_key():

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.compare.grid import Job, decode_data, is_finished
+from common.compare.grid import Job, decode_data, finished_run
 from common.compare.process import SlurmJob
 from common.compare.workers import command, read_launcher
 from common.config import InputError, count, fits, printable
-from common.files import write_json
+from common.files import open_regular, write_json
 from common.provenance import PROJECT
 
 FOLDER = "slurm"
@@ -63,7 +63,7 @@ def submit(jobs: Sequence[Job], root: Path, config_file: str, words: Sequence[st
     executor = make_executor(folder, words)
     active = active_runs(jobs)
     fingerprints = decode_data(jobs)
-    left = [job for job in jobs if not is_finished(job, fingerprints[job.data_key])]
+    left = [job for job in jobs if not finished_run(job, fingerprints[job.data_key])]
     new = [job for job in left if job.folder not in active]
     already = f"{count(len(left) - len(new), 'run')} already queued or running" if len(new) < len(left) else ""
     if not new:
@@ -157,8 +157,9 @@ def recorded_jobs(root: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        jobs = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        with open_regular(path) as file:
+            jobs = json.loads(file.read())
+    except (InputError, ValueError, RecursionError):
         jobs = None
     if not fits(jobs, dict[str, str]) or not all(re.fullmatch(r"\d+(_\d+)?", job, re.ASCII) for job in jobs.values()):
         raise InputError(f"{path} is damaged: delete it once none of the study's jobs is queued or running.")
@@ -172,8 +173,9 @@ def active_runs(jobs: Sequence[Job]) -> dict[Path, ActiveJob]:
         InputError: squeue is missing or fails.
     """
     recorded = recorded_jobs(jobs[0].folder.parent)
-    submitted = {job.folder: recorded[job.folder.name] for job in jobs if job.folder.name in recorded}
-    submitted = {folder: job for folder, job in submitted.items() if not (folder / "metrics.json").exists()}
+    submitted = {
+        job.folder: recorded[job.folder.name] for job in jobs if job.folder.name in recorded and not job.has_results
+    }
     queued = queue() if submitted else {}
     return {folder: queued[job] for folder, job in submitted.items() if job in queued}
 

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from common.config import VARIANTS, InputError, TrainConfig, differences, flag_of, parse
 from common.data.dataset import load_splits
 from common.data.splits import Split
-from common.finished_run import read_run
+from common.finished_run import FinishedRun, read_run
 from common.provenance import code_key
 from common.run_folder import data_fingerprint, script_file
 
@@ -29,6 +29,11 @@ class Job:
     @property
     def folder(self) -> Path:
         return Path(self.config.out)
+
+    @property
+    def has_results(self) -> bool:
+        """Whether its folder holds the results of a run, with whatever options that was made."""
+        return (self.folder / "metrics.json").exists()
 
     @property
     def data_key(self) -> tuple:
@@ -127,13 +132,13 @@ def time_left(waiting: Sequence[Job], seconds: Mapping[Job, float], workers: int
     return f"about {f'{hours} h ' * (hours > 0)}{minutes} min left"
 
 
-def is_finished(job: Job, fingerprint: str | None = None) -> bool:
-    """Whether the folder of `job` holds its results; InputError if they were made with other options or data.
+def finished_run(job: Job, fingerprint: str | None = None) -> FinishedRun | None:
+    """The run of `job` if it is finished; InputError if its folder holds one with other options or data.
 
     `fingerprint` is that of the data, which is not checked without it.
     """
-    if not (job.folder / "metrics.json").exists():
-        return False
+    if not job.has_results:
+        return None
     finished = read_run(job.folder)
     differ = differences(finished.info.config, job.config)
     differ += ["different data"] * (fingerprint not in (None, finished.info.data_fingerprint))
@@ -143,4 +148,4 @@ def is_finished(job: Job, fingerprint: str | None = None) -> bool:
         raise InputError(
             f"{job.folder} already holds a run with {', '.join(differ)}: choose another folder with --out."
         )
-    return True
+    return finished

@@ -19,7 +19,7 @@ from pathlib import Path
 from scipy import special
 
 from common.compare.experiments import group_runs
-from common.compare.grid import Job, is_finished
+from common.compare.grid import Job, finished_run
 from common.compare.questions import MIN_SEEDS, SAME, Question, ScoredExperiment, ask, pairs
 from common.config import InputError, count, fits
 from common.files import open_regular, write_json
@@ -166,9 +166,8 @@ def study_looks(
         return [job for name in names for job in jobs_of[name] if job.config.seed < seeds]
 
     def scored(names: Iterable[Name], seeds: int) -> dict[Name, ScoredExperiment]:
-        for job in chosen(names, seeds):
-            is_finished(job)
-        experiments = group_runs([read_run(job.folder) for job in chosen(names, seeds)])
+        runs = (finished_run(job) or read_run(job.folder) for job in chosen(names, seeds))  # or an error says why not
+        experiments = group_runs(list(runs))
         return {(each.model, each.variant): ScoredExperiment(each) for each in experiments}
 
     for names, seeds in follow(asked, looks, scored, say):
@@ -187,7 +186,7 @@ def current_look(
     """The runs of the first look of `study_looks` with unfinished runs, or of the last look."""
     look: list[Job] = []
     for look in study_looks(jobs, looks, say, record=record):
-        if not all((job.folder / "metrics.json").exists() for job in look):
+        if not all(job.has_results for job in look):
             break
     return look
 

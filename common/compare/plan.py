@@ -7,13 +7,13 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from common.compare.experiments import group_runs
-from common.compare.grid import Job, decode_data, durations, is_finished, time_left
+from common.compare.grid import Job, decode_data, durations, finished_run, time_left
 from common.compare.looks import Looks, check_looks, current_look
 from common.compare.questions import MIN_CLUSTERS, MIN_SEEDS, ScoredExperiment, pairs, questions
 from common.config import count
 from common.data.dataset import load_splits
 from common.data.splits import connected_groups
-from common.finished_run import FinishedRun, read_run
+from common.finished_run import FinishedRun
 from common.stats import FAMILY_ERROR, Estimate, SeedVariance
 
 POWER = 0.8  # the probability with which the smallest difference is found
@@ -95,25 +95,26 @@ def plan_report(jobs: Sequence[Job], looks: Looks | None = None, *, workers: int
     """
     check_looks(jobs[0].folder.parent, looks)
     fingerprints = decode_data(jobs)
-    done = [job for job in jobs if is_finished(job, fingerprints[job.data_key])]
+    finished = {job: run for job in jobs if (run := finished_run(job, fingerprints[job.data_key]))}
     experiments = list(dict.fromkeys((job.script, job.variant) for job in jobs))
     asked = len(list(pairs(experiments)))
-    left = time_left([job for job in jobs if job not in done], durations(done), workers)
-    runs = f"{count(len(jobs), 'run')} of {count(len(experiments), 'experiment')}"
-    lines = [f"{'at most ' * bool(looks)}{runs}: {len(done)} finished, {left}"]
-    if looks and all(map(is_finished, current_look(jobs, looks, record=False))):
-        lines = [f"{count(len(done), 'run')} of {count(len(experiments), 'experiment')} finished, no question is open"]
+    of = f"of {count(len(experiments), 'experiment')}"
+    if looks and all(job in finished for job in current_look(jobs, looks, record=False)):
+        lines = [f"{count(len(finished), 'run')} {of} finished, no question is open"]
+    else:
+        left = time_left([job for job in jobs if job not in finished], durations(finished), workers)
+        lines = [f"{'at most ' * bool(looks)}{count(len(jobs), 'run')} {of}: {len(finished)} finished, {left}"]
     if looks:
         lines.append(f"There are looks after {looks}; a question that is answered needs no more runs.")
-    elif not done:
+    elif not finished:
         lines.append("The time is estimated from finished runs. The study keeps those that --seeds 1 trains.")
     if not asked:
         lines.append("compare.py has no question about these experiments.")
     elif jobs[0].config.split_by:
         lines.append("The smallest difference that cross-validation finds is not known before it is run.")
     else:
-        finished = [read_run(job.folder) for job in done]
-        lines += ["", *_smallest_differences_table(jobs, looks, finished, experiments=len(experiments), asked=asked)]
+        runs = list(finished.values())
+        lines += ["", *_smallest_differences_table(jobs, looks, runs, experiments=len(experiments), asked=asked)]
     return "\n".join(lines)
 
 

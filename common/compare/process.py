@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from common.files import check_output
+from common.files import CHECKPOINT, check_output
 
 # How lines in the output of a run begin
 STARTED, FAILED, STOPPED = "started as job ", "error: ", "stopped after "
@@ -123,7 +123,7 @@ class SlurmJob:
     def _checkpoint(self) -> tuple[int, int] | None:
         """What changes when a checkpoint is saved; None if there is none."""
         with suppress(OSError):
-            status = Path(self.folder, "checkpoint", "last.pt").stat()
+            status = Path(self.folder, CHECKPOINT).stat()
             return status.st_ino, status.st_mtime_ns
         return None
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.compare.cluster import ActiveJob, active_runs, recorded_jobs
-from common.compare.grid import Job, durations, is_finished, time_left
+from common.compare.grid import Job, durations, finished_run, time_left
 from common.compare.process import FAILED, STARTED, STOPPED, output_file
 from common.config import count, printable
 from common.files import is_locked
@@ -42,7 +42,7 @@ def run_state(job: Job, active: ActiveJob | None, recorded: Mapping[str, str]) -
         recorded: see `recorded_jobs`.
     """
     folder, epoch = job.folder, epoch_of(job)
-    if is_finished(job):
+    if finished_run(job):
         return "finished", ""
     if active:
         about = active.reason if active.state == "queued" else epoch
