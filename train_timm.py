@@ -8,6 +8,7 @@ import common.announce  # noqa: F401, prints a line before the slow imports belo
 
 import difflib
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import timm
@@ -29,7 +30,9 @@ class Config(TrainConfig):
         0, "width and height of the model input in pixels; 0: as in pretraining", group="data", minimum=0, maximum=8192
     )
     batch_size: int = 32
-    lr: float = 3e-4
+    lr: float = option(
+        0.0, "peak learning rate; 0: 1e-3 with batch norm alone, otherwise 3e-4", group="training", minimum=0
+    )
     # As large as a ResNet-50, so one GPU or a CPU is enough, and pretrained on ImageNet-22k at 224 pixels
     model: str = option("convnext_tiny.fb_in22k_ft_in1k", "name of a timm model; a tag names its weights")
     weights: str = option("imagenet", "'imagenet': those of timm, 'none' or a file with a state dict")
@@ -42,6 +45,7 @@ class Config(TrainConfig):
         super().__post_init__()
         size = timm_config(self.model).input_size[-1]
         object.__setattr__(self, "image_size", self.image_size or size)  # the config is frozen
+        object.__setattr__(self, "lr", self.lr or default_lr(self.model))
 
     @property
     def normalization(self) -> Normalization:
@@ -61,6 +65,15 @@ def timm_config(name: str) -> Any:
         hint = f"Similar names: {similar}." if similar else "No name is similar; one that works is convnext_tiny."
         raise InputError(f"--model {name} is not a timm model. {hint}")
     return config
+
+
+@cache
+def default_lr(name: str) -> float:
+    """As in train_resnet.py for networks with batch norm; models with layer norm, such as transformers, need less."""
+    with torch.device("meta"):  # takes neither memory nor time
+        layers = list(timm.create_model(name, num_classes=0).modules())
+    batch_norm = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
+    return 1e-3 if batch_norm and not any(isinstance(layer, nn.LayerNorm) for layer in layers) else 3e-4
 
 
 def build_model(config: Config, num_classes: int) -> nn.Module:
@@ -84,7 +97,7 @@ def check_image_size(config: Config, options: dict[str, Any]) -> None:
     """Raises an InputError if the model cannot use images of this size."""
     size = config.image_size
     try:
-        with torch.device("meta"):  # takes neither memory nor time
+        with torch.device("meta"):
             model = timm.create_model(config.model, num_classes=0, **options).eval()
             model(torch.empty(2, 3, size, size))
         patch_embed = getattr(model, "patch_embed", None)

@@ -161,7 +161,7 @@ def study(args: Namespace, epochs: int) -> dict:
     """Four runs of the small CNN on the sample, one after another with all threads, and side by side (--jobs auto)"""
     models = "--data sample --models custom_cnn --variants crop crop-strong --seeds 2".split()
     count, cache = 4, args.folder / "study-cache"
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # all threads
     if args.device == "cpu":  # as a user without a GPU: with ACCELERATE_USE_CPU set, the runs would need the launcher
         del environment["ACCELERATE_USE_CPU"]
         environment["CUDA_VISIBLE_DEVICES"] = ""

@@ -37,7 +37,7 @@ BASES = {
     "custom_cnn": "--epochs 40",
     "custom_vit": "--epochs 40",
     "resnet": "--epochs 40 --weights none --image-size 64",
-    "timm": "--model efficientnet_lite0 --image-size 96 --lr 1e-3",
+    "timm": "--model efficientnet_lite0 --image-size 96",
 }
 TRIALS = [
     "--lr 3e-4",

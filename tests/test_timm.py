@@ -94,6 +94,14 @@ def test_the_image_size_is_the_models_unless_it_is_given():
     assert parse(train_timm.Config, "--model test_vit --recipe lab".split()).image_size == 224
 
 
+def test_the_learning_rate_depends_on_the_norms_unless_it_is_given():
+    rates = {"efficientnet_lite0": 1e-3, "mobilenetv3_small_050": 1e-3, "resnet18": 1e-3, "convnext_tiny": 3e-4}
+    rates |= {"swin_tiny_patch4_window7_224": 3e-4, "vit_small_patch16_dinov3": 3e-4, "maxvit_nano_rw_256": 3e-4}
+    assert {name: train_timm.Config(model=name).lr for name in rates} == rates
+    assert parse(train_timm.Config, "--model test_vit --lr 1e-2".split()).lr == 1e-2
+    assert parse(train_timm.Config, "--model test_vit --recipe lab".split()).lr == 1e-3
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
