@@ -50,12 +50,12 @@ def main(argv=None):
         write_script,
     )
     from common.files import atomic_path, check_output
-    from common.finished_run import downloaded_run, read_run
+    from common.finished_run import open_run
 
-    folder = downloaded_run(options.run)
-    path = options.output or (folder if folder == Path(options.run) else Path()) / f"model{SUFFIXES[options.to]}"
+    finished = open_run(options.run)
+    local = finished.folder == Path(options.run)  # not a temporary copy of a run on the Hub
+    path = options.output or (finished.folder if local else Path()) / f"model{SUFFIXES[options.to]}"
     check_output(path, is_export)
-    finished = read_run(folder)
     write, read = FORMATS[options.to]
     script = script_path(path) if options.to == "onnx" else None
     pixels, on_val = verification_images(finished, options.data, options.cache)
