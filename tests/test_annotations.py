@@ -499,7 +499,7 @@ def test_two_pascal_voc_data_sets_in_one_folder(load, rows, write, tmp_path):
         parts = {
             split: [dict(row, image_id=f"{split}{n}") for n, row in enumerate(rows[split][i::2])] for split in rows
         }
-        write("voc", parts, f"devkit/VOC{i}")
+        write("voc", parts, f"devkit/VOC{2007 + 5 * i}")
     train, val = load(str(tmp_path / "devkit"))
     assert len(set(val.ids()["image_id"])) == len(val) == len(rows["val"])
 
@@ -538,7 +538,7 @@ def test_boxes_in_columns(load, rows, write):
     lines = re.sub(r'"\[(.*)\]"', lambda match: match[1].replace(" ", ""), path.read_text()).splitlines()
     path.write_text("\n".join(["file_name,category,x,y,width,height", *lines[1:]]))
     assert_same(load(folder), expected)
-    path.write_text("\n".join(["file_name,category,x1,y1,x2,y2", *lines[1:]]))
+    path.write_text("\n".join(["file_name,category,a,b,c,d", *lines[1:]]))
     with pytest.raises(InputError, match="train split has no column bbox; its columns are image, "):
         load(folder)
 

@@ -17,9 +17,12 @@ def read_metadata(photos: AnnotatedPhotos) -> None:
     layouts, listed = set(), dict[str, str]()
     for folder, name in sorted(folders.items()):
         content = photos.peek(name)
-        if not folder and isinstance(content, bytes) and b"file_name" not in content:
-            continue  # a file of another kind, beside photos
-        lines = metadata_lines(photos.folder, name)
+        try:
+            lines = metadata_lines(photos.folder, name)
+        except InputError:
+            if not folder and isinstance(content, bytes) and b"file_name" not in content:
+                continue  # a file of another kind, beside photos
+            raise
         keys = {key for line in lines for key in line}
         kind = next((key for key in ("objects", *CATEGORY_COLUMNS) if key in keys), None)
         if kind is None:

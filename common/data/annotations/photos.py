@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.config import ID_COLUMNS, InputError, count
-from common.data.split_names import folder_splits
+from common.data.split_names import KEYWORDS, folder_splits
 from common.data.table import (
     SEGMENTATION,
     ImageFiles,
@@ -92,6 +92,15 @@ class AnnotatedPhotos:
     def read_lines(self, name: str) -> list[str]:
         """The lines of a text file of annotations."""
         return self.read(name).decode("utf-8-sig", "backslashreplace").splitlines()
+
+    def folders_near(self, split: str, name: str) -> list[str]:
+        """Where the photos of a split may be that the file `name` annotates: in folders named like it or like the
+        split, beside it or above."""
+        folder, _, base = name.rpartition("/")
+        stem = os.path.splitext(base)[0].removeprefix("instances_")
+        words = KEYWORDS.get(split, ())
+        tails = ["", stem, f"images/{stem}", *(f"{above}{word}" for word in words for above in ("", "images/")), "images"]
+        return [f"{above}/{tail}".strip("/") for above in (folder, folder.rpartition("/")[0]) for tail in tails]
 
     def find(self, name: str, near: Iterable[str]) -> str:
         """The photo that annotations call `name`, or `name` itself if there is none.
