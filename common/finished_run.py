@@ -85,9 +85,7 @@ class FinishedRun:
         """
         path, shape = self.folder / PROBABILITIES, (len(self.rows), len(self.info.classes))
         if path.name not in self.info.files:
-            raise InputError(
-                f"{self.name} has no {path.name}, because an older version wrote it: train the run again."
-            )
+            raise InputError(f"{self.name} has no {path.name}, because an older version wrote it: train the run again.")
         encoded = _read(path, limit=4 * shape[0] * shape[1] + 10**6)
         if hashlib.sha256(encoded).hexdigest() != self.info.files[path.name]:
             raise InputError(f"{path} is not the file that the run wrote: restore it, or train the run again.")
@@ -171,9 +169,7 @@ class FinishedRun:
             model.load_state_dict(state)
             problem = reference_problem(self.folder / REFERENCE, config, model)
         if problem:
-            raise InputError(
-                f"{self.name}: {self.script.name} builds another model today: {problem}. {self._cause()}"
-            )
+            raise InputError(f"{self.name}: {self.script.name} builds another model today: {problem}. {self._cause()}")
         files = self._changed_files()
         if files:
             print(

@@ -112,11 +112,10 @@ def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dic
 
 def are_classes(files: Sequence[str]) -> bool:
     """Whether the photos among `files` are in folders of classes, without folders of splits above these."""
-    folders = {name.rpartition("/")[0].lower() for name in files if is_image(name) and "/" in name}
-    return (
-        len(folders) > 1
-        and not any(_is_split(part) for folder in folders for part in folder.split("/")[:1])
-        and not any(NO_CLASS.fullmatch(folder.rpartition("/")[2]) for folder in folders)
+    folders = [f.split("/") for f in {name.rpartition("/")[0].lower() for name in files if is_image(name)} - {""}]
+    words = {word for words in KEYWORDS.values() for word in words}
+    return len(folders) > 1 and not any(
+        _is_split(parts[0]) or words.intersection(parts) or NO_CLASS.fullmatch(parts[-1]) for parts in folders
     )
 
 

@@ -11,7 +11,8 @@ from common.data.table import is_image, printable_name
 MAX_DEPTH = 4  # folders below the given one
 # Files that only annotations have, and folders in a data set; those of splits and VOC2007 are folders in it too.
 SIGNS = re.compile(
-    r"data\.ya?ml|obj\.names|metadata\.(csv|jsonl)|(.*[-_ ])?(annotations|labels)\.csv|.*\.coco\.json|instances_.*\.json"
+    r"data\.ya?ml|obj\.names|metadata\.(csv|jsonl)|(.*[-_ ])?(annotations|labels)\.csv|"
+    r".*\.coco\.json|instances_.*\.json"
 )
 INNER = re.compile(r"annotations|labels|images|voc\d{4}")
 

@@ -14,7 +14,7 @@ from common.data.annotations.layouts import read_annotations
 from common.data.annotations.others import refuse_other_layouts
 from common.data.boxes import are_fractions
 from common.data.hub import hub_or_cache
-from common.data.image_folder import count_and_names, list_files, read_image_folder
+from common.data.image_folder import METADATA, count_and_names, list_files, metadata_lines, read_image_folder
 from common.data.nested import data_root
 from common.data.parquet import check_complete, read_parquet
 from common.data.split_names import parquet_splits
@@ -114,7 +114,11 @@ def describe_layout(tables: dict[str, Table]) -> str:
     photos = sum(len(np.unique(rows.photos)) for rows in tables.values())
     categories = {name for rows in tables.values() for name in clean_categories(rows)} - {None}
     objects = sum(map(len, tables.values()))
-    words = [count(photos, "photo"), *[count(objects, "object")] * bool(first.layout), count(len(categories), "category")]
+    words = [
+        count(photos, "photo"),
+        *[count(objects, "object")] * bool(first.layout),
+        count(len(categories), "category"),
+    ]
     remarks = dict.fromkeys(chain.from_iterable(rows.remarks for rows in tables.values()))
     return f"{first.layout or 'image folder'}: {', '.join([*words, *remarks])}"
 
@@ -163,7 +167,7 @@ def read_splits(data: str) -> dict[str, Table]:
 
 
 def read_photos(folder: Path, files: list[str], skipped: list[str], *, classes: bool) -> dict[str, Table]:
-    """The splits of a folder of photos with annotations or, with `classes`, in folders of classes; {} if there are none.
+    """The splits of photos with annotations or, with `classes`, in folders of classes; {} if there are none.
 
     They may lie in a folder below this one, see `common.data.nested`.
 
@@ -179,6 +183,8 @@ def read_photos(folder: Path, files: list[str], skipped: list[str], *, classes: 
     if classes and not splits:
         if not any("train" in name.lower() for name in inside):
             refuse_other_layouts(folder / root, inside)
+            for name in {*METADATA}.intersection(inside):
+                metadata_lines(folder / root, name)  # or an error says why they were not read
         splits = read_image_folder(folder / root, inside, left_out)
     if not root:
         return splits

@@ -144,7 +144,11 @@ def _is_table(source: str) -> bool:
         files, _ = list_files(path)
         splits = [name.split("/")[0] for name in files if is_image(name) and name.count("/") > 1]
         table = splits and len(splits) == sum(map(is_image, files)) and set(splits) <= {"train", *VAL_NAMES}
-        return table or len(roots_of_classes(filter(is_image, files))) == 1 or any(name.endswith(".parquet") for name in files)
+        return (
+            table
+            or len(roots_of_classes(filter(is_image, files))) == 1
+            or any(name.endswith(".parquet") for name in files)
+        )
     if os.path.exists(source) or path.suffix == ".parquet":
         return path.suffix == ".parquet"
     return source == "sample" or (is_hub_id(source) and path.suffix.lower() not in IMAGE_SUFFIXES)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.config import InputError
-from common.data.image_folder import METADATA, metadata_lines
 from common.data.table import read_file
 
 MAX_FILES = 50  # that are looked at
@@ -36,11 +35,8 @@ def layout_not_read(name: str, content: bytes | str) -> str:
 
 
 def refuse_other_layouts(folder: Path, files: Sequence[str]) -> None:
-    """Raises an InputError if one of the `files` in a folder without a known layout holds annotations of another one."""
+    """Raises an InputError if one of the `files` in a folder holds annotations of a layout that is not read."""
     for name in [name for name in files if name.lower().endswith((".json", ".csv"))][:MAX_FILES]:
         content = read_file(str(folder / name), str(folder))
         if kind := layout_not_read(name, content):
             raise InputError(f"{folder / name} is {kind}, which is not read: {ADVICE}")
-    for name in METADATA:
-        if name in files:
-            metadata_lines(folder, name)

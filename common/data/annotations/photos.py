@@ -8,7 +8,7 @@ disagree on them.
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,11 @@ def same_case(name: str) -> str:
 
 
 # How names of photos may differ from those in annotations, in the words of the remark on them, and what stays the same.
-SIMILAR = {"": str, "matched after Unicode normalisation": same_form, "matched ignoring case": same_case}
+SIMILAR: dict[str, Callable[[str], str]] = {
+    "": str,
+    "matched after Unicode normalisation": same_form,
+    "matched ignoring case": same_case,
+}
 
 
 class AnnotatedPhotos:
@@ -99,7 +103,13 @@ class AnnotatedPhotos:
         folder, _, base = name.rpartition("/")
         stem = os.path.splitext(base)[0].removeprefix("instances_")
         words = KEYWORDS.get(split, ())
-        tails = ["", stem, f"images/{stem}", *(f"{above}{word}" for word in words for above in ("", "images/")), "images"]
+        tails = [
+            "",
+            stem,
+            f"images/{stem}",
+            *(f"{above}{word}" for word in words for above in ("", "images/")),
+            "images",
+        ]
         return [f"{above}/{tail}".strip("/") for above in (folder, folder.rpartition("/")[0]) for tail in tails]
 
     def find(self, name: str, near: Iterable[str]) -> str:
