@@ -1147,8 +1147,14 @@ OTHERS = {
     "Label Studio": ("out.json", '[{"from_name": "label", "original_width": 9}]', "Label Studio JSON"),
     "Label Studio, MIN": ("out.json", '[{"l": [{"rectanglelabels": [], "original_width": 9}]}]', "Label Studio JSON"),
     "Label Studio, CSV": ("out.csv", "annotation_id,annotator,image,label,lead_time\n", "Label Studio CSV"),
-    "Datumaro": ("annotations/default.json", '{"infos": {}, "categories": {}, "items": []}', "Datumaro JSON"),
+    "Datumaro": (
+        "annotations/default.json",
+        '{"info": {}, "categories": {"label": {"labels": []}}, "items": []}',
+        "Datumaro JSON",
+    ),
     "CreateML": ("a.json", '[{"image": "1.jpg", "annotations": [{"coordinates": {"x": 1}}]}]', "CreateML JSON"),
+    "CVAT": ("annotations.xml", '<annotations><image id="0" name="1.jpg"></image></annotations>', "CVAT XML"),
+    "Roboflow": ("train/_classes.csv", "filename, chair, lamp\n1.jpg, 0, 1\n", "Roboflow multi-class CSV"),
     "Open Images": ("boxes.csv", "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n", "Open Images CSV"),
 }
 
@@ -1158,5 +1164,15 @@ def test_annotations_of_another_tool_are_named(load, tmp_path, name):
     file, content, kind = OTHERS[name]
     write_text(tmp_path / file, content)
     (tmp_path / "1.jpg").write_bytes(encode(photo()))
-    with pytest.raises(InputError, match=f"{file} is {kind}, which is not read: export or convert .* to COCO, YOLO or"):
+    with pytest.raises(InputError, match=f"{file} is {kind}, which is not read: export or convert .* to COCO, YOLO, P"):
         load(str(tmp_path))
+
+
+def test_a_csv_file_that_lacks_a_column(load, rows, write):
+    folder = write("csv, labels", rows)
+    for path in Path(folder).glob("*.csv"):
+        path.write_text(path.read_text().replace("class", "id"))
+    with pytest.raises(
+        InputError, match="_labels.csv is not read. .* needs the columns .*with filename, width, height, i"
+    ):
+        load(folder)

@@ -104,10 +104,10 @@ def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dic
             unread += [f"{file}: {name}" for name in metadata if name not in known]
         tables[split] = _table(image_files, names, metadata)
     unread = [printable_name(name.removeprefix("./")) for name in [*skipped, *sorted(others), *unread]]
-    names = {split: "train" if split.lower() in (".", *KEYWORDS["train"]) else split.lower() for split in tables}
-    names = names if len(set(names.values())) == len(names) else {split: split for split in tables}
+    called = {split: "train" if split.lower() in (".", *KEYWORDS["train"]) else split.lower() for split in tables}
+    called = called if len(set(called.values())) == len(called) else {split: split for split in tables}
     remarks = ("without folders of splits",) * no_splits
-    return {names[split]: replace(table, unread=tuple(unread), remarks=remarks) for split, table in tables.items()}
+    return {called[split]: replace(table, unread=tuple(unread), remarks=remarks) for split, table in tables.items()}
 
 
 def are_classes(files: Sequence[str]) -> bool:

@@ -11,13 +11,13 @@ import numpy as np
 
 from common.config import ID_COLUMNS, DataConfig, InputError, count
 from common.data.annotations.layouts import read_annotations
-from common.data.annotations.others import refuse_other_layouts
+from common.data.annotations.others import refuse_other_columns, refuse_other_layouts
 from common.data.boxes import are_fractions
 from common.data.hub import hub_or_cache
 from common.data.image_folder import METADATA, count_and_names, list_files, metadata_lines, read_image_folder
 from common.data.nested import data_root
 from common.data.parquet import check_complete, read_parquet
-from common.data.split_names import parquet_splits
+from common.data.split_names import KEYWORDS, parquet_splits
 from common.data.table import SEGMENTATION, Table, clean_category, file_problem, is_image, printable_name
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
@@ -25,6 +25,7 @@ HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?::([^:@]+))?(?:@([\w./-]+))?")
 OWN_BOX_FORMAT = ("YOLO labels", "Pascal VOC annotations", "CSV annotations")  # layouts in which it cannot be another
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
 PUT_PHOTOS = "if it has annotations, put their photos into the same folder (links to folders are not followed)"
+TRAIN_FOLDERS = tuple(f"{word}/" for word in KEYWORDS["train"])
 VAL_NAMES = ("val", "validation", "valid", "dev")
 
 
@@ -181,11 +182,13 @@ def read_photos(folder: Path, files: list[str], skipped: list[str], *, classes: 
     inside, left_out = ([n.removeprefix(start) for n in names if n.startswith(start)] for names in (files, skipped))
     splits = read_annotations(folder / root, inside, left_out)
     if classes and not splits:
-        if not any("train" in name.lower() for name in inside):
+        if not any(is_image(n) and n.lower().startswith(TRAIN_FOLDERS) and n.count("/") > 1 for n in inside):
             refuse_other_layouts(folder / root, inside)
-            for name in {*METADATA}.intersection(inside):
-                metadata_lines(folder / root, name)  # or an error says why they were not read
         splits = read_image_folder(folder / root, inside, left_out)
+    if classes and not splits:
+        for name in [name for name in METADATA if name in inside]:
+            metadata_lines(folder / root, name)  # or an error says why they were not read
+        refuse_other_columns(folder / root, inside)
     if not root:
         return splits
     outside = [printable_name(name) for name in [*files, *skipped] if not name.startswith(start)]
