@@ -1002,6 +1002,23 @@ def test_folders_of_classes_without_splits(load, image_folder, capsys):
     assert ", without folders of splits\n" in capsys.readouterr().out
 
 
+def test_splits_called_training_and_test(load, image_folder, tmp_path):
+    """As in Fruits-360, below two folders."""
+    expected = load(image_folder)
+    rename(image_folder, ("train", "Training"), ("val", "Test"))
+    (tmp_path / "outer" / "fruits").mkdir(parents=True)
+    Path(image_folder).rename(tmp_path / "outer" / "fruits" / "100x100")
+    assert_same(load(str(tmp_path / "outer"), val_split="test"), expected)
+
+
+def test_two_coco_files_of_the_same_photos(load, rows, write):
+    """As in D2S, which has parts of its splits in files of their own."""
+    folder = write("coco", rows)
+    shutil.copy(Path(folder, TRAIN), Path(folder, TRAIN.replace(".json", "_part.json")))
+    with pytest.raises(InputError, match="instances_train2017_part.json and another file of train both annotate train"):
+        load(folder)
+
+
 def test_an_archive_is_to_be_unpacked(load, tmp_path):
     (tmp_path / "photos.zip").write_bytes(b"PK")
     with pytest.raises(InputError, match="contains neither Parquet files nor images: unpack photos.zip. It contains"):
@@ -1088,7 +1105,7 @@ def test_columns_of_file_names_that_are_not_clear(load, rows, write):
     path.write_text("\n".join(["path,category,bbox,image", *numbered]))
     assert len(load(folder)[0]) == 60, "numbers are no names"
     path.write_text("\n".join(["photo,category,bbox,image", *numbered]))
-    with pytest.raises(InputError, match="line 1 has no column file_name, .* its columns are photo, category, bbox, i"):
+    with pytest.raises(InputError, match="line 1 has no column file_name; its columns are photo, category, bbox, i"):
         load(folder)
 
 

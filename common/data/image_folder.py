@@ -224,8 +224,8 @@ def metadata_lines(folder: Path, file: str) -> list[dict]:
                 problem = f": file_name must be a text, not {json.dumps(line['file_name'])[:60]}"
             else:
                 problem = (
-                    " has no column file_name, or another one of names such as photos/1.jpg; its columns are "
-                    f"{', '.join(map(str, line))}"
+                    f" has no column file_name; its columns are {', '.join(map(str, line))}. One called filename, "
+                    "image or path counts too, if all its values are names such as chair/1.jpg"
                 )
             raise InputError(f"{path}, line {number}{problem}.")
     return lines

@@ -11,7 +11,7 @@ from common.data.table import is_image, printable_name
 MAX_DEPTH = 4  # folders below the given one
 # Files that only annotations have, and folders in a data set; those of splits and VOC2007 are folders in it too.
 SIGNS = re.compile(
-    r"data\.ya?ml|obj\.names|metadata\.(csv|jsonl)|(.*[-_ ])?(annotations|labels)\.csv|"
+    r"data(set)?\.ya?ml|obj\.names|metadata\.(csv|jsonl)|(.*[-_ ])?(annotations|labels)\.csv|"
     r".*\.coco\.json|instances_.*\.json"
 )
 INNER = re.compile(r"annotations|labels|images|voc\d{4}")
@@ -66,5 +66,6 @@ def roots_of_classes(photos: Iterable[str]) -> set[str]:
         parts = name.split("/")[:-1]
         for i in range(min(len(parts) - 1, MAX_DEPTH + 1)):
             folders.setdefault("/".join(parts[:i]), set()).add(parts[i].lower())
-    others = {word for split, words in KEYWORDS.items() for word in words if split != "train"}
-    return {root for root, names in folders.items() if "train" in names and (names & others or names == {"train"})}
+    train = {*KEYWORDS["train"]}
+    others = {word for words in KEYWORDS.values() for word in words} - train
+    return {root for root, names in folders.items() if names & train and (names & others or len(names) == 1)}

@@ -120,8 +120,13 @@ def _add_objects(photos: AnnotatedPhotos, split: str, name: str, content: dict) 
             )
         objects[_key(image_id)].append(annotation)
     near = photos.folders_near(split, name)
+    before = {photo for photo, _ in photos.splits.get(split, [])}
     for image_id, file_name in images.items():
         photo = photos.find(file_name, near)
+        if objects[image_id] and photo in before:
+            raise InputError(
+                f"{path} and another file of {split} both annotate {photo}: keep one of them in {photos.folder}."
+            )
         for annotation in objects[image_id]:
             mask, bbox = segmentation_of(annotation.get("segmentation")), annotation.get("bbox")
             columns = {"mask": json.dumps(mask)} if mask else {}
