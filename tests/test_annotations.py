@@ -942,6 +942,18 @@ def test_the_given_folder_comes_before_those_below(load, rows, write, capsys):
     assert "in the folder" not in capsys.readouterr().out
 
 
+def test_annotations_beside_photos_in_folders_of_classes(load, rows, write):
+    """These folders are not data sets of their own."""
+    folder = write("voc, beside", rows)
+    number = len(load(folder, split_by="image_id")[0])
+    for i, path in enumerate(sorted(Path(folder).rglob("*.jpg"))):
+        target = Path(folder, "ab"[i % 2])
+        target.mkdir(exist_ok=True)
+        for file in (path, path.with_suffix(".xml")):
+            file.rename(target / file.name)
+    assert len(load(folder, split_by="image_id")[0]) == number
+
+
 def test_folders_far_below_are_not_searched(load, rows, write, tmp_path):
     write("metadata", rows, "outer/1/2/3/4/5")
     with pytest.raises(InputError, match="has no train split, only 1"):

@@ -30,9 +30,9 @@ def data_root(folder: Path, files: Sequence[str]) -> str:
     roots = {_root(name) for name in files if _is_annotation(name, beside)} | roots_of_classes(photos)
     if not roots or "" in roots:
         return ""
-    with_photos = {root for root in roots if any(name.startswith(f"{root}/") for name in photos)}
-    outer = [root for root in sorted(with_photos) if not any(root.startswith(f"{other}/") for other in with_photos)]
-    outer = [root for root in outer if root.count("/") < MAX_DEPTH]
+    folders = {name.rpartition("/")[0] for name in photos}
+    roots &= {"/".join(folder.split("/")[:i]) for folder in folders for i in range(1, MAX_DEPTH + 1)}
+    outer = [root for root in sorted(roots) if not roots & {root[:i] for i, char in enumerate(root) if char == "/"}]
     if len(outer) > 1:
         shown = [printable_name(root) for root in outer[:5]] + ["..."] * (len(outer) > 5)
         raise InputError(
@@ -47,7 +47,7 @@ def _is_annotation(name: str, beside: set[str]) -> bool:
     if base.endswith(".json") and (path.endswith("annotations") or file_splits(base)):
         return True
     if base.endswith(".xml"):
-        return path.endswith("annotations") or name.rpartition(".")[0] in beside
+        return path.endswith("annotations") or bool(folder_splits(name.lower()) and name.rpartition(".")[0] in beside)
     return SIGNS.fullmatch(base) is not None
 
 
