@@ -942,16 +942,16 @@ def test_the_given_folder_comes_before_those_below(load, rows, write, capsys):
     assert "in the folder" not in capsys.readouterr().out
 
 
-def test_annotations_beside_photos_in_folders_of_classes(load, rows, write):
+def test_annotations_beside_photos_in_folders_of_classes(load, rows, write, capsys):
     """These folders are not data sets of their own."""
     folder = write("voc, beside", rows)
-    number = len(load(folder, split_by="image_id")[0])
     for i, path in enumerate(sorted(Path(folder).rglob("*.jpg"))):
         target = Path(folder, "ab"[i % 2])
         target.mkdir(exist_ok=True)
         for file in (path, path.with_suffix(".xml")):
             file.rename(target / file.name)
-    assert len(load(folder, split_by="image_id")[0]) == number
+    load(folder, split_by="image_id")
+    assert capsys.readouterr().out == "Pascal VOC annotations: 89 photos, 89 objects, 13 categories\n"
 
 
 def test_folders_far_below_are_not_searched(load, rows, write, tmp_path):
