@@ -39,6 +39,7 @@ def main(argv=None):
     import numpy as np
     import torch
 
+    from common.data.sources import is_hub_id
     from common.deploy.formats import (
         FORMATS,
         RawModel,
@@ -52,10 +53,10 @@ def main(argv=None):
     from common.files import atomic_path, check_output
     from common.finished_run import open_run
 
-    finished = open_run(options.run)
-    local = finished.folder == Path(options.run)  # not a temporary copy of a run on the Hub
-    path = options.output or (finished.folder if local else Path()) / f"model{SUFFIXES[options.to]}"
+    folder = Path() if is_hub_id(options.run) else Path(options.run)
+    path = options.output or folder / f"model{SUFFIXES[options.to]}"
     check_output(path, is_export)
+    finished = open_run(options.run)
     write, read = FORMATS[options.to]
     script = script_path(path) if options.to == "onnx" else None
     pixels, on_val = verification_images(finished, options.data, options.cache)

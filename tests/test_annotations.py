@@ -970,15 +970,17 @@ def test_photos_outside_of_the_folder_of_annotations(load, rows, write):
 
 
 def test_an_image_folder_below_the_given_one(load, image_folder, tmp_path, capsys):
-    """Beside other photos, as in the Grocery Store data set, which also has a folder of icons."""
-    expected = load(image_folder)
+    """Without metadata, beside other photos, as in the Grocery Store data set, which also has a folder of icons."""
+    for split in ("train", "val"):
+        Path(image_folder, split, "metadata.jsonl").unlink()
+    expected = load(image_folder, crop=False)
     (tmp_path / "outer" / "samples" / "shelves").mkdir(parents=True)
     (tmp_path / "outer" / "samples" / "shelves" / "1.jpg").write_bytes(encode(photo()))
     Path(image_folder).rename(tmp_path / "outer" / "dataset")
     icon = tmp_path / "outer" / "dataset" / "icons" / "seats" / "Chair" / "1.jpg"
     icon.parent.mkdir(parents=True)
     icon.write_bytes(encode(photo()))
-    train, val = load(str(tmp_path / "outer"))
+    train, val = load(str(tmp_path / "outer"), crop=False)
     assert_same((train, val), expected)
     assert capsys.readouterr().out.endswith("image folder: 89 photos, 13 categories, in the folder dataset\n")
     assert {"samples/shelves/1.jpg", "icons: 1 rows"} <= set(audit(train, val)["not_read"]["names"])
@@ -1150,6 +1152,30 @@ def test_a_csv_file_of_fractions(load, rows, write, capsys):
     capsys.readouterr()
     assert_same(load(folder), expected)
     assert capsys.readouterr().out == "CSV annotations: 89 photos, 89 objects, 13 categories\n"
+
+
+def test_metadata_with_corners_is_read_once(load, rows, write, capsys):
+    folder = write("csv, roboflow", rows)
+    expected = load(folder)
+    capsys.readouterr()
+    for path in Path(folder).rglob("*.csv"):
+        path.rename(path.with_name("metadata.csv"))
+    assert_same(load(folder), expected)
+    assert capsys.readouterr().out == "CSV annotations: 89 photos, 89 objects, 13 categories\n"
+
+
+def test_a_name_that_two_photos_have(load, rows, write):
+    """Without a folder, a line of one file for all splits could mean either."""
+    folder = write("csv, roboflow", rows)
+    lines = [line for name in ("train", "valid") for line in Path(folder, name, "_annotations.csv").open()][1:]
+    for name in ("train", "valid"):
+        Path(folder, name, "_annotations.csv").unlink()
+    lines = [line for line in lines if not line.startswith("filename")]
+    Path(folder, "all.csv").write_text("filename,width,height,class,xmin,ymin,xmax,ymax\n" + "\n".join(lines))
+    first = lines[0].split(",")[0]
+    shutil.copy(Path(folder, "train", first), Path(folder, "valid", first))
+    with pytest.raises(InputError, match=f"is in a folder named after a split, but {first} is not"):
+        load(folder)
 
 
 def test_other_csv_files_are_not_read(load, rows, write, capsys):

@@ -29,7 +29,7 @@ def read_csv_corners(photos: AnnotatedPhotos) -> None:
     in_names = any(folder_splits(name.lower()) or file_splits(name.lower()) for name in tables)
     for name, split in split_of.items():
         photos.used.add(name)
-        near = photos.folders_near(split, name)
+        near = photos.folders_near(split if in_names else "", name)
         of_lines = [photos.find(file, near) for file, _, _ in tables[name]]
         line_splits = [split] * len(of_lines) if in_names else photos.splits_by_folder(of_lines)
         for line_split, photo, (_, category, box) in zip(line_splits, of_lines, tables[name], strict=True):
