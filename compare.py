@@ -97,7 +97,7 @@ def main(argv=None):
         "baselines": [experiment_summary(scored) for scored in baselines],
         "questions": [question.as_dict() for question in answers],
         "label_candidates": label_candidates(scored_experiments),
-        "mistakes": {"run": str(explained_run.folder), "rows": [mistake.as_dict() for mistake in mistakes]},
+        "mistakes": {"run": explained_run.name, "rows": [mistake.as_dict() for mistake in mistakes]},
         "family": {
             "asked": list(options.ask),
             "questions": answers[0].family if answers else 0,

@@ -39,6 +39,7 @@ def main(argv=None):
     import numpy as np
     import torch
 
+    from common.data.sources import is_hub_id
     from common.deploy.formats import (
         FORMATS,
         RawModel,
@@ -50,12 +51,12 @@ def main(argv=None):
         write_script,
     )
     from common.files import atomic_path, check_output
-    from common.finished_run import downloaded_run, read_run
+    from common.finished_run import open_run
 
-    folder = downloaded_run(options.run)
-    path = options.output or (folder if folder == Path(options.run) else Path()) / f"model{SUFFIXES[options.to]}"
+    folder = Path() if is_hub_id(options.run) else Path(options.run)
+    path = options.output or folder / f"model{SUFFIXES[options.to]}"
     check_output(path, is_export)
-    finished = read_run(folder)
+    finished = open_run(options.run)
     write, read = FORMATS[options.to]
     script = script_path(path) if options.to == "onnx" else None
     pixels, on_val = verification_images(finished, options.data, options.cache)

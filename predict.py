@@ -92,14 +92,14 @@ def main(argv=None):
         write_predictions,
     )
     from common.files import check_output
-    from common.finished_run import downloaded_run, read_run
+    from common.finished_run import open_run
     from common.metrics import scores
 
     if options.output:
         check_output(options.output, has_detections if options.output.suffix == ".json" else has_predictions)
     if options.gallery:
         check_output(options.gallery, is_gallery)
-    trained = read_run(downloaded_run(str(options.run)))
+    trained = open_run(str(options.run))
     config, classes = replace(trained.config, max_megapixels=options.max_megapixels), trained.info.classes
     calibration = calibrate(trained, options.risk) if options.risk is not None else None
     inputs = read_inputs(options.source, bbox=options.bbox, boxes=options.boxes, split=options.split, config=config)

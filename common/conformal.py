@@ -107,7 +107,7 @@ def calibrate(run: FinishedRun, risk: float) -> Calibration:
         smallest = math.ceil(1e4 / (number + 1)) / 1e4
         instead = f", or choose --risk {smallest:g} or more" if number else ""
         raise InputError(
-            f"--risk {risk:g} needs at least {count(needed, unit)} in val that are not in train, and {run.folder} has "
+            f"--risk {risk:g} needs at least {count(needed, unit)} in val that are not in train, and {run.name} has "
             f"{number}: {advice}{instead}."
         )
     labels = np.searchsorted(run.info.classes, run.rows["label"][new])

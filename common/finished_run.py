@@ -64,6 +64,7 @@ class FinishedRun:
     info: RunInfo  # run.json
     report: dict  # data_report.json
     rows: pd.DataFrame  # predictions.csv
+    name: str  # what a user calls it: its folder or, for a run on the Hub, owner/name
 
     @property
     def script(self) -> Path:
@@ -84,9 +85,7 @@ class FinishedRun:
         """
         path, shape = self.folder / PROBABILITIES, (len(self.rows), len(self.info.classes))
         if path.name not in self.info.files:
-            raise InputError(
-                f"{self.folder} has no {path.name}, because an older version wrote it: train the run again."
-            )
+            raise InputError(f"{self.name} has no {path.name}, because an older version wrote it: train the run again.")
         encoded = _read(path, limit=4 * shape[0] * shape[1] + 10**6)
         if hashlib.sha256(encoded).hexdigest() != self.info.files[path.name]:
             raise InputError(f"{path} is not the file that the run wrote: restore it, or train the run again.")
@@ -106,7 +105,7 @@ class FinishedRun:
     def _module(self) -> ModuleType:
         """The script of the run, from the project folder only, as a run folder may come from an untrusted source."""
         if not (provenance.PROJECT / self.script.name).exists():
-            raise InputError(f"{self.folder} was written by {self.script.name}, which is not in {provenance.PROJECT}.")
+            raise InputError(f"{self.name} was written by {self.script.name}, which is not in {provenance.PROJECT}.")
         return importlib.import_module(self.info.script)
 
     @property
@@ -117,11 +116,11 @@ class FinishedRun:
         try:
             config = self._module().Config(**options)
         except TypeError as error:
-            raise InputError(f"{self.folder} was written by another version of {self.script.name}: {error}") from error
+            raise InputError(f"{self.name} was written by another version of {self.script.name}: {error}") from error
         today = normalization_fields(config.normalization)
         if self.info.normalization != today:
             raise InputError(
-                f"the model in {self.folder} was trained on pixels normalised with {self.info.normalization}, but "
+                f"the model in {self.name} was trained on pixels normalised with {self.info.normalization}, but "
                 f"{self.script.name} normalises with {today} today. {self._cause()}"
             )
         return config
@@ -136,7 +135,7 @@ class FinishedRun:
         """
         if not self.info.files:
             raise InputError(
-                f"{self.folder} has no outputs to check its model with, because an older version wrote it: use the "
+                f"{self.name} has no outputs to check its model with, because an older version wrote it: use the "
                 f"code of commit {self.info.commit or 'unknown'}, or train the run again."
             )
         build, config = self._module().build_model, self.config
@@ -144,14 +143,14 @@ class FinishedRun:
             with torch.device("meta"):  # no memory: run.json may describe a model of any size
                 skeleton = build(config, len(self.info.classes)).state_dict()
         except RuntimeError as error:  # even of more elements than an int64 counts
-            raise InputError(f"the model in {self.folder} cannot be built: {str(error).splitlines()[0]}.") from error
+            raise InputError(f"the model in {self.name} cannot be built: {str(error).splitlines()[0]}.") from error
         path = self.folder / "model.safetensors"
         try:
             size = sum(tensor.nbytes for tensor in skeleton.values())
             with open_regular(path, limit=10 * size + 10**7) as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except InputError as error:
-            raise InputError(f"the model in {self.folder} cannot be loaded: {error}.") from error
+            raise InputError(f"the model in {self.name} cannot be loaded: {error}.") from error
         if sha256 != self.info.files.get(path.name):
             raise InputError(
                 f"{path} is not the file that the run wrote: it is damaged or was replaced. Restore it, or train the "
@@ -160,7 +159,7 @@ class FinishedRun:
         try:
             state = safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:
-            raise InputError(f"the model in {self.folder} cannot be loaded: {error}.") from error
+            raise InputError(f"the model in {self.name} cannot be loaded: {error}.") from error
         wrong = sorted(name for name, _ in _shapes(skeleton).items() ^ _shapes(state).items())
         problem: str | None
         if wrong:
@@ -170,13 +169,11 @@ class FinishedRun:
             model.load_state_dict(state)
             problem = reference_problem(self.folder / REFERENCE, config, model)
         if problem:
-            raise InputError(
-                f"{self.folder}: {self.script.name} builds another model today: {problem}. {self._cause()}"
-            )
+            raise InputError(f"{self.name}: {self.script.name} builds another model today: {problem}. {self._cause()}")
         files = self._changed_files()
         if files:
             print(
-                f"note: changed since {self.folder} was made, with the same outputs: {', '.join(files)}",
+                f"note: changed since {self.name} was made, with the same outputs: {', '.join(files)}",
                 file=sys.stderr,
             )
         return model.eval()
@@ -212,16 +209,16 @@ class FinishedRun:
         config = self.config
         if not data and config.data not in KNOWN_DATA:
             raise InputError(
-                f"{self.folder} was trained on {config.data}: add --data {shlex.quote(config.data)} to read it."
+                f"{self.name} was trained on {config.data}: add --data {shlex.quote(config.data)} to read it."
             )
         limit = DataConfig.max_megapixels  # like `cache`, not up to the run folder
         config = replace(config, data=data or config.data, cache=cache, max_megapixels=limit)
         train, val = load_splits(config)
         if data_fingerprint(train, val) != self.info.data_fingerprint:
-            raise InputError(f"--data {config.data} is not the data that {self.folder} was trained on, or has changed.")
+            raise InputError(f"--data {config.data} is not the data that {self.name} was trained on, or has changed.")
         ids = val.ids() | {"label": [val.classes[label] for label in val.labels.tolist()]}
         if any(ids[name] != self.rows[name].tolist() for name in IDS):
-            raise InputError(f"predictions.csv in {self.folder} does not have the val rows of --data {config.data}.")
+            raise InputError(f"predictions.csv in {self.name} does not have the val rows of --data {config.data}.")
         return train, val
 
     def check_predictions(self, predicted: np.ndarray) -> int:
@@ -235,7 +232,7 @@ class FinishedRun:
         agree = int((np.array(self.info.classes, dtype=object)[predicted] == self.rows["prediction"]).sum())
         if len(self.rows) - agree > 1 + most * len(self.rows):
             raise InputError(
-                f"{self.folder}: today, the model predicts {len(self.rows) - agree} of {len(self.rows)} val rows "
+                f"{self.name}: today, the model predicts {len(self.rows) - agree} of {len(self.rows)} val rows "
                 f"otherwise than predictions.csv. {self._cause()}"
             )
         return agree
@@ -245,11 +242,15 @@ def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
 
-def read_run(folder: Path) -> FinishedRun:
-    """The finished run in `folder`; InputError if there is none, or if a file is missing, damaged or inconsistent."""
+def read_run(folder: Path, name: str = "") -> FinishedRun:
+    """The finished run in `folder`; InputError if there is none, or if a file is missing, damaged or inconsistent.
+
+    `name` is what messages call it, by default the folder.
+    """
+    name = name or str(folder)
     if not (folder / "metrics.json").exists():
         state = "an unfinished run" if (folder / "run.json").exists() else "no run"
-        raise InputError(f"{folder} holds {state}: give run folders, or folders that contain run folders.")
+        raise InputError(f"{name} holds {state}: give run folders, or folders that contain run folders.")
     try:
         info, report, metrics, labels = (
             _read_json(folder / name) for name in ("run.json", "data_report.json", "metrics.json", "labels.json")
@@ -275,8 +276,8 @@ def read_run(folder: Path) -> FinishedRun:
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         problem = str(error)
     if problem:
-        raise InputError(f"{folder} is not a complete run folder: {problem}.")
-    return FinishedRun(folder, info, report, rows)
+        raise InputError(f"{name} is not a complete run folder: {problem}.")
+    return FinishedRun(folder, info, report, rows, name)
 
 
 def _read(path: Path, limit: int = 10**8) -> bytes:
@@ -337,16 +338,21 @@ def _contradiction(info: RunInfo, rows: pd.DataFrame, metrics: dict, labels: lis
     return None
 
 
-def downloaded_run(name: str) -> Path:
-    """The folder of a run: `name` itself or, if it has the form owner/name and is no path, a copy of that Hub model.
+def open_run(name: str) -> FinishedRun:
+    """The finished run in the folder `name` or, if it has the form owner/name and is no path, that run on the Hub."""
+    if is_hub_id(name):
+        return read_run(_downloaded(name), name)
+    return read_run(Path(name))
+
+
+def _downloaded(name: str) -> Path:
+    """A copy of the run `name`, owner/name or owner/name@REVISION, on the Hub.
 
     Only the files of a run folder are downloaded, or taken from the local Hub cache if the Hub is unreachable.
 
     Raises:
         InputError: there is no such model, or it holds something else than regular files.
     """
-    if not is_hub_id(name):
-        return Path(name)
     with hub_or_cache() as online:
         try:
             repo, _, revision = name.partition("@")
@@ -382,7 +388,7 @@ def find_runs(folders: Sequence[str]) -> tuple[list[FinishedRun], list[str]]:
     for name in folders:
         folder = Path(name)
         if (folder / "run.json").exists() or not folder.is_dir():
-            runs[folder] = read_run(downloaded_run(name))
+            runs[folder] = open_run(name)
             continue
         found = {}
         for path in sorted(file.parent for file in folder.glob("*/run.json")):

@@ -182,6 +182,30 @@ def write_metadata_csv(folder: Path, rows: Rows) -> None:
     write_text(folder / "metadata.csv", "\n".join(lines))
 
 
+def csv_corners(rows: list[dict]) -> str:
+    """As Roboflow and TensorFlow's tutorials write it, with the size of the photo."""
+    lines = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
+    for name, objects in photos_of(rows).items():
+        for row in objects:
+            x, y, w, h = row["bbox"]
+            lines.append(",".join(map(str, (name, *size_of(row), row["category"], x, y, x + w, y + h))))
+    return "\n".join(lines)
+
+
+def write_csv_roboflow(folder: Path, rows: Rows) -> None:
+    """A file in the folder of each split."""
+    for split, name in (("train", "train"), ("val", "valid")):
+        write_photos(folder / name, rows[split])
+        write_text(folder / name / "_annotations.csv", csv_corners(rows[split]))
+
+
+def write_csv_labels(folder: Path, rows: Rows) -> None:
+    """A file for each split beside one folder with all photos."""
+    for split in rows:
+        write_photos(folder / "images", rows[split])
+        write_text(folder / f"{split}_labels.csv", csv_corners(rows[split]))
+
+
 def write_objects_parquet(folder: Path, rows: Rows) -> None:
     """As the library `datasets` writes a Sequence of dicts, with a ClassLabel."""
     folder.mkdir()
@@ -242,6 +266,8 @@ LAYOUTS: dict[str, Callable[[Path, Rows], None]] = {
     "objects, list": write_objects_list,
     "metadata": write_metadata,
     "metadata, csv": write_metadata_csv,
+    "csv, roboflow": write_csv_roboflow,
+    "csv, labels": write_csv_labels,
     "label, parquet": write_label_parquet,
 }
 

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import unicodedata
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -499,7 +500,7 @@ def test_two_pascal_voc_data_sets_in_one_folder(load, rows, write, tmp_path):
         parts = {
             split: [dict(row, image_id=f"{split}{n}") for n, row in enumerate(rows[split][i::2])] for split in rows
         }
-        write("voc", parts, f"devkit/VOC{i}")
+        write("voc", parts, f"devkit/VOC{2007 + 5 * i}")
     train, val = load(str(tmp_path / "devkit"))
     assert len(set(val.ids()["image_id"])) == len(val) == len(rows["val"])
 
@@ -538,7 +539,7 @@ def test_boxes_in_columns(load, rows, write):
     lines = re.sub(r'"\[(.*)\]"', lambda match: match[1].replace(" ", ""), path.read_text()).splitlines()
     path.write_text("\n".join(["file_name,category,x,y,width,height", *lines[1:]]))
     assert_same(load(folder), expected)
-    path.write_text("\n".join(["file_name,category,x1,y1,x2,y2", *lines[1:]]))
+    path.write_text("\n".join(["file_name,category,a,b,c,d", *lines[1:]]))
     with pytest.raises(InputError, match="train split has no column bbox; its columns are image, "):
         load(folder)
 
@@ -902,3 +903,331 @@ def test_a_photo_in_train_and_val_is_pointed_out(load, many, write):
     assert report["objects"]["in_both"] == 1 == report["duplicates"]["across_splits"]
     sentence = "1 photo with objects in both train and val: use --split-by image_id to separate them."
     assert sentence in findings(report) and not any("identical" in s for s in findings(report))
+
+
+# Below the given folder ----------------------------------------------------------------------------------------------
+
+NESTED = ["coco", "coco, roboflow", "yolo", "yolo, roboflow", "voc", "voc, beside", "csv, roboflow", "metadata, csv",
+          "objects, folder"]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", NESTED)
+def test_a_data_set_below_the_given_folder(load, rows, write, tmp_path, capsys, layout):
+    """As an archive unpacks it; photos elsewhere are counted."""
+    expected = load(write(layout, rows, "outer/download/chairs.v1"))
+    capsys.readouterr()
+    write_text(tmp_path / "outer" / "notes.txt", "")
+    (tmp_path / "outer" / "preview.jpg").write_bytes(encode(photo()))
+    train, val = load(str(tmp_path / "outer"))
+    assert_same((train, val), expected)
+    assert train.ids() == expected[0].ids(), "names are those in the data set"
+    assert ", in the folder download/chairs.v1\n" in capsys.readouterr().out
+    inside = [f"download/chairs.v1/{name}" for name in audit(*expected)["not_read"]["names"]]
+    assert sorted(audit(train, val)["not_read"]["names"]) == sorted(["notes.txt", "preview.jpg", *inside])
+
+
+@pytest.mark.parametrize("layout", NESTED)
+def test_several_data_sets_below_the_given_folder(load, rows, write, tmp_path, layout):
+    for name in ("a", "b"):
+        write(layout, rows, f"outer/{name}")
+    with pytest.raises(InputError, match=r"outer holds several data sets, a, b: choose one, such as \S*outer/a\.$"):
+        load(str(tmp_path / "outer"))
+
+
+def test_the_given_folder_comes_before_those_below(load, rows, write, capsys):
+    folder = write("yolo", rows)
+    expected = load(folder)
+    write("coco", rows, "data/old/export")
+    assert_same(load(folder), expected)
+    assert "in the folder" not in capsys.readouterr().out
+
+
+def test_annotations_beside_photos_in_folders_of_classes(load, rows, write, capsys):
+    """These folders are not data sets of their own."""
+    folder = write("voc, beside", rows)
+    for i, path in enumerate(sorted(Path(folder).rglob("*.jpg"))):
+        target = Path(folder, "ab"[i % 2])
+        target.mkdir(exist_ok=True)
+        for file in (path, path.with_suffix(".xml")):
+            file.rename(target / file.name)
+    load(folder, split_by="image_id")
+    assert capsys.readouterr().out == "Pascal VOC annotations: 89 photos, 89 objects, 13 categories\n"
+
+
+def test_folders_far_below_are_not_searched(load, rows, write, tmp_path):
+    write("metadata", rows, "outer/1/2/3/4/5")
+    with pytest.raises(InputError, match="has no train split, only 1"):
+        load(str(tmp_path / "outer"))
+
+
+def test_photos_outside_of_the_folder_of_annotations(load, rows, write):
+    """Only a folder with photos is a data set."""
+    folder = write("coco", rows)
+    expected = load(folder)
+    Path(folder, "export").mkdir()
+    rename(folder, ("annotations", "export/annotations"))
+    assert_same(load(folder), expected)
+
+
+def test_an_image_folder_below_the_given_one(load, image_folder, tmp_path, capsys):
+    """Without metadata, beside other photos, as in the Grocery Store data set, which also has a folder of icons."""
+    for split in ("train", "val"):
+        Path(image_folder, split, "metadata.jsonl").unlink()
+    expected = load(image_folder, crop=False)
+    (tmp_path / "outer" / "samples" / "shelves").mkdir(parents=True)
+    (tmp_path / "outer" / "samples" / "shelves" / "1.jpg").write_bytes(encode(photo()))
+    Path(image_folder).rename(tmp_path / "outer" / "dataset")
+    icon = tmp_path / "outer" / "dataset" / "icons" / "seats" / "Chair" / "1.jpg"
+    icon.parent.mkdir(parents=True)
+    icon.write_bytes(encode(photo()))
+    train, val = load(str(tmp_path / "outer"), crop=False)
+    assert_same((train, val), expected)
+    assert capsys.readouterr().out.endswith("image folder: 89 photos, 13 categories, in the folder dataset\n")
+    assert {"samples/shelves/1.jpg", "icons: 1 rows"} <= set(audit(train, val)["not_read"]["names"])
+
+
+def test_a_folder_that_one_split_leaves_out(load, image_folder):
+    """Vegetables/Mushroom/Brown-Cap and Vegetables/Brown-Cap of the Grocery Store data set."""
+    expected = load(image_folder, crop=False)
+    for split, place in (("train", "Seats/Soft"), ("val", "Seats")):
+        Path(image_folder, split, place).mkdir(parents=True)
+        rename(image_folder, (f"{split}/Chair", f"{split}/{place}/Chair"))
+        Path(image_folder, split, "metadata.jsonl").unlink()
+    for split, other in zip(load(image_folder, crop=False), expected, strict=True):
+        assert split.labels.bincount().tolist() == other.labels.bincount().tolist()
+    rename(image_folder, ("val/Seats", "val/Places"))
+    with pytest.raises(InputError, match="train/Seats/Soft/Chair and val/Places/Chair are the same category"):
+        load(image_folder, crop=False)
+
+
+def test_folders_of_classes_without_splits(load, image_folder, capsys):
+    expected = sum(map(len, load(image_folder, crop=False, split_by="image_id")))
+    for split in ("train", "val"):
+        for path in [p for p in Path(image_folder, split).rglob("*") if p.suffix == ".jpg"]:
+            target = Path(image_folder, "images", path.parent.name, path.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        shutil.rmtree(Path(image_folder, split))
+    capsys.readouterr()
+    with pytest.raises(InputError, match="has no val split, only train: create one with --split-by image_id"):
+        load(image_folder, crop=False)
+    train, val = load(image_folder, crop=False, split_by="image_id")
+    assert len(train) + len(val) == expected and train.ids()["image_id"][0].startswith("images/")
+    assert ", without folders of splits\n" in capsys.readouterr().out
+
+
+def test_splits_called_training_and_test(load, image_folder, tmp_path):
+    """As in Fruits-360, below two folders."""
+    expected = load(image_folder)
+    rename(image_folder, ("train", "Training"), ("val", "Test"))
+    (tmp_path / "outer" / "fruits").mkdir(parents=True)
+    Path(image_folder).rename(tmp_path / "outer" / "fruits" / "100x100")
+    assert_same(load(str(tmp_path / "outer"), val_split="test"), expected)
+
+
+def test_two_coco_files_of_the_same_photos(load, rows, write):
+    """As in D2S, which has parts of its splits in files of their own."""
+    folder = write("coco", rows)
+    shutil.copy(Path(folder, TRAIN), Path(folder, TRAIN.replace(".json", "_part.json")))
+    with pytest.raises(InputError, match="instances_train2017_part.json and another file of train both annotate train"):
+        load(folder)
+
+
+def test_an_archive_is_to_be_unpacked(load, tmp_path):
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match="contains neither Parquet files nor images: unpack photos.zip. It contains"):
+        load(str(tmp_path))
+
+
+# Names of photos and columns -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def accented(rows):
+    return {split: [dict(row, image_id=f"Stühle é {row['image_id']}") for row in rows[split]] for split in rows}
+
+
+@pytest.mark.parametrize("layout", ["coco", "yolo, lists", "voc, beside", "metadata", "csv, labels", "objects, folder"])
+def test_names_in_another_unicode_form(load, accented, write, capsys, layout):
+    """As macOS writes those of files; annotations have the composed form."""
+    folder = write(layout, accented)
+    expected = load(folder)
+    for path in [path for path in Path(folder).rglob("*") if path.suffix in (".jpg", ".txt")]:
+        if path.suffix == ".jpg" or path.parent.name == "labels":
+            path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    capsys.readouterr()
+    for split, other in zip(load(folder), expected, strict=True):
+        np.testing.assert_array_equal(split.pixels[split.index], other.pixels[other.index])
+    assert ", 89 file names matched after Unicode normalisation\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", ["coco", "metadata", "csv, roboflow"])
+def test_names_in_upper_and_lower_case(load, rows, write, capsys, layout):
+    folder = write(layout, rows)
+    expected = load(folder)
+    for path in list(Path(folder).rglob("*.jpg"))[:7]:
+        path.rename(path.with_suffix(".JPG"))
+    capsys.readouterr()
+    for split, other in zip(load(folder), expected, strict=True):
+        np.testing.assert_array_equal(split.pixels[split.index], other.pixels[other.index])
+    assert ", 7 file names matched ignoring case\n" in capsys.readouterr().out
+
+
+def test_several_photos_of_a_similar_name(load, rows, write):
+    folder = write("coco", rows)
+    first = sorted(Path(folder, "train2017").iterdir())[0]
+    shutil.copy(first, first.with_suffix(".Jpg"))
+    first.rename(first.with_suffix(".JPG"))
+    with pytest.raises(InputError, match="(?s)1 of 65 train rows cannot be used.*the image file is not in the folder"):
+        load(folder)
+
+
+def test_a_photo_that_stands_for_two(load, rows, write):
+    """Unpacked where case makes no difference, one has replaced the other."""
+    folder = write("coco", rows)
+
+    def add(content):
+        image = content["images"][0]
+        content["images"].append(dict(image, id=1000, file_name=image["file_name"].upper()))
+
+    edit(folder, TRAIN, add)
+    with pytest.raises(InputError, match=r"annotations name (\w+.JPG) and (\w+.jpg), but only train2017/\2 is there"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "column", ["filename", "File Name", "image", "image_path", "path", "file", "image_file_name", "filepath"]
+)
+@pytest.mark.parametrize("layout", ["metadata, csv", "objects, folder"])
+def test_a_column_of_file_names_by_another_name(load, rows, write, layout, column):
+    folder = write(layout, rows)
+    expected = load(folder)
+    for path in Path(folder).rglob("metadata.*"):
+        path.write_text(path.read_text().replace("file_name", column))
+    assert_same(load(folder), expected)
+
+
+def test_columns_of_file_names_that_are_not_clear(load, rows, write):
+    folder = write("metadata, csv", rows)
+    path = Path(folder, "metadata.csv")
+    header, *lines = path.read_text().splitlines()
+    lines = [f"{line},{line.split(',')[0]}" for line in lines]
+    path.write_text("\n".join(["path,category,bbox,image", *lines]))
+    with pytest.raises(InputError, match="has no column file_name, but path and image, each of which could be it: ren"):
+        load(folder)
+    numbered = [f"{line.rpartition(',')[0]},{i}" for i, line in enumerate(lines)]
+    path.write_text("\n".join(["path,category,bbox,image", *numbered]))
+    assert len(load(folder)[0]) == 60, "numbers are no names"
+    path.write_text("\n".join(["photo,category,bbox,image", *numbered]))
+    with pytest.raises(InputError, match="line 1 has no column file_name; its columns are photo, category, bbox, i"):
+        load(folder)
+
+
+# CSV files of corners ------------------------------------------------------------------------------------------------
+
+
+def test_one_csv_file_for_photos_in_folders_of_splits(load, rows, write):
+    """As Kaggle has it, with other names of columns, and lines of photos without objects."""
+    folder = write("csv, roboflow", rows)
+    expected = load(folder)
+    lines = []
+    for split in ("train", "valid"):
+        path = Path(folder, split, "_annotations.csv")
+        lines += [f"{split}/{line}" for line in path.read_text().splitlines()[1:]]
+        path.unlink()
+    lines.append("valid/none.jpg,100,100,,,,,")
+    Path(folder, "labels.csv").write_text("\n".join(["image_path,w,h,label,x_min,y_min,X_max,y max", *lines]))
+    assert_same(load(folder), expected)
+
+
+def test_a_csv_file_of_fractions(load, rows, write, capsys):
+    folder = write("csv, labels", rows)
+    expected = load(folder)
+    for path in Path(folder).glob("*_labels.csv"):
+        header, *lines = path.read_text().splitlines()
+        fields = [line.split(",") for line in lines]
+        for line in fields:
+            line[4:] = [f"{float(value) / float(line[1 + i % 2]):.9f}" for i, value in enumerate(line[4:])]
+        path.write_text("\n".join([header, *map(",".join, fields)]))
+    capsys.readouterr()
+    assert_same(load(folder), expected)
+    assert capsys.readouterr().out == "CSV annotations: 89 photos, 89 objects, 13 categories\n"
+
+
+def test_metadata_with_corners_is_read_once(load, rows, write, capsys):
+    folder = write("csv, roboflow", rows)
+    expected = load(folder)
+    capsys.readouterr()
+    for path in Path(folder).rglob("*.csv"):
+        path.rename(path.with_name("metadata.csv"))
+    assert_same(load(folder), expected)
+    assert capsys.readouterr().out == "CSV annotations: 89 photos, 89 objects, 13 categories\n"
+
+
+def test_a_name_that_two_photos_have(load, rows, write):
+    """Without a folder, a line of one file for all splits could mean either."""
+    folder = write("csv, roboflow", rows)
+    lines = [line for name in ("train", "valid") for line in Path(folder, name, "_annotations.csv").open()][1:]
+    for name in ("train", "valid"):
+        Path(folder, name, "_annotations.csv").unlink()
+    lines = [line for line in lines if not line.startswith("filename")]
+    Path(folder, "all.csv").write_text("filename,width,height,class,xmin,ymin,xmax,ymax\n" + "\n".join(lines))
+    first = lines[0].split(",")[0]
+    shutil.copy(Path(folder, "train", first), Path(folder, "valid", first))
+    with pytest.raises(InputError, match=f"is in a folder named after a split, but {first} is not"):
+        load(folder)
+
+
+def test_other_csv_files_are_not_read(load, rows, write, capsys):
+    """Without a category, of another kind, or empty."""
+    folder = write("coco", rows)
+    texts = {
+        "a.csv": "filename,xmin,ymin,xmax,ymax\n1.jpg,1,2,3,4",
+        "b.csv": "class,x\na,1",
+        "c.csv": "",
+        "d.csv": "\n",
+    }
+    for name, text in texts.items():
+        Path(folder, name).write_text(text)
+    assert texts.keys() <= set(audit(*load(folder))["not_read"]["names"])
+    assert capsys.readouterr().out == "COCO annotations: 89 photos, 89 objects, 13 categories\n"
+
+
+# Annotations of other tools ------------------------------------------------------------------------------------------
+
+OTHERS = {
+    "labelme": ("1.json", '{"shapes": [{"label": "a", "points": []}], "imagePath": "1.jpg"}', "labelme JSON"),
+    "VIA": ("via.json", '{"1.jpg9": {"regions": [{"shape_attributes": {"x": 1}}]}}', "VGG Image Annotator JSON"),
+    "VIA, CSV": ("via.csv", "filename,region_shape_attributes\n1.jpg,{}", "VGG Image Annotator CSV"),
+    "Label Studio": ("out.json", '[{"from_name": "label", "original_width": 9}]', "Label Studio JSON"),
+    "Label Studio, MIN": ("out.json", '[{"l": [{"rectanglelabels": [], "original_width": 9}]}]', "Label Studio JSON"),
+    "Label Studio, CSV": ("out.csv", "annotation_id,annotator,image,label,lead_time\n", "Label Studio CSV"),
+    "Datumaro": (
+        "annotations/default.json",
+        '{"info": {}, "categories": {"label": {"labels": []}}, "items": []}',
+        "Datumaro JSON",
+    ),
+    "CreateML": ("a.json", '[{"image": "1.jpg", "annotations": [{"coordinates": {"x": 1}}]}]', "CreateML JSON"),
+    "CVAT": ("annotations.xml", '<annotations><image id="0" name="1.jpg"></image></annotations>', "CVAT XML"),
+    "Roboflow": ("train/_classes.csv", "filename, chair, lamp\n1.jpg, 0, 1\n", "Roboflow multi-class CSV"),
+    "Open Images": ("boxes.csv", "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n", "Open Images CSV"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_annotations_of_another_tool_are_named(load, tmp_path, name):
+    file, content, kind = OTHERS[name]
+    write_text(tmp_path / file, content)
+    (tmp_path / "1.jpg").write_bytes(encode(photo()))
+    with pytest.raises(InputError, match=f"{file} is {kind}, which is not read: export or convert .* to COCO, YOLO, P"):
+        load(str(tmp_path))
+
+
+def test_a_csv_file_that_lacks_a_column(load, rows, write):
+    folder = write("csv, labels", rows)
+    for path in Path(folder).glob("*.csv"):
+        path.write_text(path.read_text().replace("class", "id"))
+    with pytest.raises(
+        InputError, match="_labels.csv is not read. .* needs the columns .*with filename, width, height, i"
+    ):
+        load(folder)

@@ -120,7 +120,7 @@ def fake_run(products, *, shared=(), images=None, ids=True, split_by=""):
     probabilities += 1 - right[:, None]
     report = {"products": {"shared": list(shared)} if ids else None}
     return SimpleNamespace(
-        folder="RUN",
+        name="RUN",
         rows=rows,
         report=report,
         info=SimpleNamespace(classes=["a", "b"], config={"split_by": split_by}),

@@ -351,6 +351,30 @@ def test_annotations_are_classified_and_scored(cropped, rows, tmp_path, capsys, 
     assert {box for _, box in boxes} == {tuple(row["bbox"]) for row in many["val"]}
 
 
+@pytest.mark.parametrize("layout", ["coco", "csv, roboflow", "voc, beside"])
+def test_a_data_set_below_the_folder_is_scored_like_itself(cropped, rows, tmp_path, layout):
+    LAYOUTS[layout](tmp_path / "outer" / "data", rows)
+    (tmp_path / "outer" / "preview.jpg").write_bytes(
+        (tmp_path / "outer" / "data").rglob("*.jpg").__next__().read_bytes()
+    )
+    results = predict.main([cropped, str(tmp_path / "outer")])
+    assert results == predict.main([cropped, str(tmp_path / "outer" / "data")]) and len(results) == 24
+    assert all(result["label"] for result in results)
+
+
+def test_an_image_folder_among_other_photos_is_scored(cropped, image_folder, tmp_path):
+    """As training reads it: with a split test, icons and photos elsewhere."""
+    expected = predict.main([cropped, image_folder])
+    (tmp_path / "outer").mkdir()
+    Path(image_folder).rename(tmp_path / "outer" / "dataset")
+    for place in ("dataset/test/Chair", "dataset/icons/Chair", "samples"):
+        (tmp_path / "outer" / place).mkdir(parents=True)
+        shutil.copy(next((tmp_path / "outer" / "dataset" / "val").rglob("*.jpg")), tmp_path / "outer" / place / "1.jpg")
+    assert predict.main([cropped, str(tmp_path / "outer")]) == expected and len(expected) == 24
+    (one,) = predict.main([cropped, str(tmp_path / "outer"), "--split", "test", "--no-box-ok"])
+    assert one["label"] == "chair"
+
+
 # Runs on the Hub -----------------------------------------------------------------------------------------------------
 
 
@@ -392,8 +416,20 @@ def test_a_run_on_the_hub_is_exported_and_compared(cropped, on_the_hub, tmp_path
     monkeypatch.chdir(tmp_path)
     assert export.main(["me/chairs", "--to", "pt2"]) == Path("model.pt2"), "beside the run, it would be deleted"
     assert Path("model.pt2").stat().st_size > 1000
-    first, second = (compare.main([run, "--out", "out"])["experiments"][0] for run in ("me/chairs", cropped))
+    first, second = (compare.main([run, "--out", "out"])["experiments"][0] for run in (cropped, "me/chairs"))
     assert all(first[name] == second[name] for name in ("n", "accuracy", "f1", "model"))
+    assert [run["runs"][0]["folder"] for run in (first, second)] == [cropped, "me/chairs"]
+
+
+def test_a_run_on_the_hub_is_called_by_its_id(cropped, on_the_hub, tmp_path, monkeypatch):
+    """Everywhere in what is written and printed, not by the folder of its copy."""
+    monkeypatch.chdir(tmp_path)
+    comparison = compare.main(["me/chairs@v1", cropped, "--out", "out"])
+    assert comparison["notes"][0] == f"left out: {cropped} has the same weights as me/chairs@v1"
+    assert comparison["mistakes"]["run"] == "me/chairs@v1"
+    assert "/run-" not in "".join(Path("out", f"comparison.{kind}").read_text() for kind in ("json", "md", "html"))
+    with pytest.raises(InputError, match="^me/chairs@v1 needs|^--risk .* and me/chairs@v1 has"):
+        predict.main(["me/chairs@v1", str(tmp_path), "--risk", "0.000001"])
 
 
 def test_a_run_on_the_hub_is_checked_like_any_other(photos, on_the_hub, tmp_path):

@@ -15,7 +15,7 @@ from tests.helpers import ROOT, SCRIPTS, assert_usage_error, launch
 TOOLS = ["study", "compare", "predict", "export", "audit"]
 SLOW_IMPORTS = {"torch", "numpy", "datasets", "accelerate", "sklearn", "matplotlib"}
 # Limits that make a change of the structure or a new option a decision: raise one where that is worth it.
-MAX_FILES = 41  # modules of common that a training script reaches
+MAX_FILES = 44  # modules of common that a training script reaches
 MAX_LEVELS = 15
 MAX_SHARED_OPTIONS = 32
 MAX_OWN_OPTIONS = 10

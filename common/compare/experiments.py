@@ -71,7 +71,7 @@ def comparable(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str
 
     def leave_out(reasons: dict[Path, str]) -> None:
         nonlocal keep
-        notes.extend(f"left out: {run.folder} {reasons[run.folder]}" for run in keep if run.folder in reasons)
+        notes.extend(f"left out: {run.name} {reasons[run.folder]}" for run in keep if run.folder in reasons)
         keep = [run for run in keep if run.folder not in reasons]
 
     leave_out(
@@ -99,7 +99,7 @@ def _repeats(runs: Sequence[FinishedRun], key: Callable[[FinishedRun], Any], wor
     firsts: dict[Any, FinishedRun] = {}
     for run in runs:
         firsts.setdefault(key(run), run)
-    return {run.folder: f"{words} {firsts[key(run)].folder}" for run in runs if firsts[key(run)] is not run}
+    return {run.folder: f"{words} {firsts[key(run)].name}" for run in runs if firsts[key(run)] is not run}
 
 
 def _minority(
@@ -149,8 +149,8 @@ def code_notes(runs: Sequence[FinishedRun]) -> list[str]:
             elif len(lines) > 4:
                 shown += f"; and {len(lines) - 4} more lines"
             notes.append(
-                f"script {number} of {script.removeprefix('train_')} ({run.folder}, commit {run.info.commit}) differs "
-                f"from script 1 ({first.folder}, commit {first.info.commit}): {shown}"
+                f"script {number} of {script.removeprefix('train_')} ({run.name}, commit {run.info.commit}) differs "
+                f"from script 1 ({first.name}, commit {first.info.commit}): {shown}"
             )
     shared = {run.folder: {k: v for k, v in run.info.code.items() if "/" in k} for run in runs if run.info.code}
     files = sorted({name for code in shared.values() for name in changed_files(next(iter(shared.values())), code)})
@@ -181,13 +181,13 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Experiment]:
         first_run = first_runs.setdefault((fold, config["crop"]), run)
         if first_run.info.data_fingerprint != run.info.data_fingerprint:
             raise InputError(
-                f"{first_run.folder} and {run.folder} used different data: compare only runs on the same data."
+                f"{first_run.name} and {run.name} used different data: compare only runs on the same data."
             )
         key = model_names[_model_key(run)], variant_of(config["crop"], config["augment"])
         folds = groups.setdefault(key, {}).setdefault(config["seed"], {})
         if fold in folds:
             raise InputError(
-                f"{folds[fold].folder} and {run.folder} have the same options and the same seed: leave one of them out."
+                f"{folds[fold].name} and {run.name} have the same options and the same seed: leave one of them out."
             )
         folds[fold] = run
     models = list(dict.fromkeys(model for model, _ in groups))

@@ -69,7 +69,7 @@ def check_shortcuts(runs: Sequence[FinishedRun], out: Path, **source: str) -> li
         on_product = heat_on_product(heat, masks[chosen], scored["as trained"].clusters[chosen])
         results.append(
             {
-                "run": str(run.folder),
+                "run": run.name,
                 "accuracy": {view: estimate.as_dict() for view, estimate in accuracy.items()},
                 "product_against_background": question.as_dict(),
                 "heat_on_product": on_product,
@@ -78,7 +78,7 @@ def check_shortcuts(runs: Sequence[FinishedRun], out: Path, **source: str) -> li
         difference = format_difference(question.change.value, question.interval)
         shares = [format_share(estimate.value) for estimate in accuracy.values()]
         heat_share = f"{format_share(on_product['value'], 2)} on {format_share(on_product['area'], 2)} of the image"
-        rows.append([str(run.folder), *shares, difference, heat_share if on_product["interval"] else ""])
+        rows.append([run.name, *shares, difference, heat_share if on_product["interval"] else ""])
         figure_of[name] = _views_figure(val, views, predictions, chosen, heat)
     write_json(out / "shortcuts.json", results)
     for name, figure in figure_of.items():

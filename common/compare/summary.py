@@ -57,7 +57,7 @@ def run_summary(run: FinishedRun) -> dict[str, Any]:
     """
     left_out = {"classes", "parameters", "seconds", "train_seconds", "images_per_second"}
     info = {name: value for name, value in asdict(run.info).items() if name not in left_out}
-    return {"folder": str(run.folder), **info}
+    return {"folder": run.name, **info}
 
 
 def per_class(scored: ScoredExperiment) -> dict[str, dict]:

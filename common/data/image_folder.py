@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.config import ID_COLUMNS, InputError, count
+from common.data.split_names import KEYWORDS, folder_splits
 from common.data.table import (
     ImageFiles,
     Table,
@@ -25,7 +27,12 @@ from common.data.table import (
     read_file,
 )
 
+NO_CLASS = re.compile("(jpeg)?images?|imgs?|photos?|pictures?|assets|data|labels?|annotations?")  # names of folders
 METADATA = ("metadata.jsonl", "metadata.csv")
+# Other names of the column file_name, as `plain` writes them
+FILE_COLUMNS = (
+    "filename", "imagefilename", "file", "filepath", "path", "image", "imagename", "imagefile", "imagepath", "img",
+)  # fmt: skip
 
 
 def list_files(folder: str | Path) -> tuple[list[str], list[str]]:
@@ -60,6 +67,8 @@ def count_and_names(names: Sequence[str], n: int | None = None) -> str:
 def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dict[str, Table]:
     """A table for each split of an image folder: the images in SPLIT/.../CLASS/, the class being the last folder.
 
+    If it has no folders of splits, all images in .../CLASS/ are train.
+
     SPLIT/metadata.jsonl or, if there is none, SPLIT/metadata.csv may have the columns file_name, bbox and ids.
 
     Args:
@@ -69,11 +78,18 @@ def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dic
     Raises:
         InputError: metadata cannot be read, or a category may have two meanings.
     """
+    no_splits = are_classes(files)
+    if no_splits:
+        files = [f"./{name}" for name in files]  # the folder itself is that of train
     images: dict[str, list[str]] = {}
     for name in files:
         if is_image(name) and name.count("/") > 1:
             images.setdefault(name.split("/")[0], []).append(name)
-    _check_categories(folder, {name.rpartition("/")[0] for names in images.values() for name in names})
+    class_folders = {split: {name.rpartition("/")[0] for name in names} for split, names in images.items()}
+    other_splits = [split for split in images if len(images) > 1 and not _is_split(split)]
+    for split in other_splits:  # such as a folder of icons, which may be sorted in another way
+        _check_categories(folder, class_folders.pop(split))
+    _check_categories(folder, set().union(*class_folders.values()))
     others = set(files).difference(*images.values())
     unread, tables = [], {}
     for split, names in images.items():
@@ -87,12 +103,25 @@ def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dic
             known = {_in_split(name) for name in names}
             unread += [f"{file}: {name}" for name in metadata if name not in known]
         tables[split] = _table(image_files, names, metadata)
-    unread = [*skipped, *sorted(others), *unread]
-    lower = len({split.lower() for split in tables}) == len(tables)  # such as Train and Val
-    return {
-        split.lower() if lower else split: replace(table, unread=tuple(map(printable_name, unread)))
-        for split, table in tables.items()
-    }
+    unread = [printable_name(name.removeprefix("./")) for name in [*skipped, *sorted(others), *unread]]
+    called = {split: "train" if split.lower() in (".", *KEYWORDS["train"]) else split.lower() for split in tables}
+    called = called if len(set(called.values())) == len(called) else {split: split for split in tables}
+    remarks = ("without folders of splits",) * no_splits
+    return {called[split]: replace(table, unread=tuple(unread), remarks=remarks) for split, table in tables.items()}
+
+
+def are_classes(files: Sequence[str]) -> bool:
+    """Whether the photos among `files` are in folders of classes, without folders of splits above these."""
+    folders = [f.split("/") for f in {name.rpartition("/")[0].lower() for name in files if is_image(name)} - {""}]
+    words = {word for words in KEYWORDS.values() for word in words}
+    return len(folders) > 1 and not any(
+        _is_split(parts[0]) or words.intersection(parts) or NO_CLASS.fullmatch(parts[-1]) for parts in folders
+    )
+
+
+def _is_split(folder: str) -> bool:
+    """Whether a folder is named after a split, in upper or lower case."""
+    return bool(folder_splits(f"{folder.lower()}/"))
 
 
 def _in_split(name: str) -> str:
@@ -106,7 +135,7 @@ def _check_categories(folder: Path, class_folders: set[str]) -> None:
     for name in sorted(class_folders):
         path = [clean_category(printable_name(part)) for part in name.split("/")[1:]]
         other_path, other = first.setdefault(path[-1], (path, name))
-        if path != other_path:
+        if path[0] != other_path[0] or not (_within(path, other_path) or _within(other_path, path)):
             raise InputError(
                 f"{folder}: {printable_name(other)} and {printable_name(name)} are the same category, {path[-1]}, in "
                 "different folders. Rename one if they differ in meaning, or put them into the same folder."
@@ -119,6 +148,12 @@ def _check_categories(folder: Path, class_folders: set[str]) -> None:
                 f"{folder}: {printable_name(outer)} contains both images and a folder with images, "
                 f"{printable_name(name)}: an image's category is its folder, so use one folder for each category."
             )
+
+
+def _within(path: list, longer: list) -> bool:
+    """Whether the folders of a path occur in another one in this order, as fruit/apple in fruit/red/apple."""
+    folders = iter(longer)
+    return all(part in folders for part in path)
 
 
 def _table(files: ImageFiles, names: list[str], metadata: dict[str, dict]) -> Table:
@@ -163,7 +198,7 @@ def metadata_lines(folder: Path, file: str) -> list[dict]:
     """The lines of a metadata file, each with a text file_name.
 
     Raises:
-        InputError: the file cannot be read, or a line has no file_name.
+        InputError: the file cannot be read, or a line has no file_name, see `file_column`.
     """
     path = folder / file
     content = read_file(str(path), str(folder))
@@ -177,16 +212,48 @@ def metadata_lines(folder: Path, file: str) -> list[dict]:
             lines = [{key: value for key, value in line.items() if value} for _, line in csv_lines(text)[1]]
     except (ValueError, RecursionError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    columns = list(dict.fromkeys(key for line in lines if isinstance(line, dict) for key in line))
+    column = file_column(path, columns, [line for line in lines if isinstance(line, dict)])
     for number, line in enumerate(lines, 1):
+        if isinstance(line, dict) and column in line:
+            line["file_name"] = line[column]
         if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
             if not isinstance(line, dict):
                 problem = " is not an object with file_name"
             elif "file_name" in line:
                 problem = f": file_name must be a text, not {json.dumps(line['file_name'])[:60]}"
             else:
-                problem = f" has no column file_name; its columns are {', '.join(map(str, line))}"
+                problem = (
+                    f" has no column file_name; its columns are {', '.join(map(str, line))}. One called filename, "
+                    "image or path counts too, if all its values are names such as chair/1.jpg"
+                )
             raise InputError(f"{path}, line {number}{problem}.")
     return lines
+
+
+def file_column(path: Path, columns: Sequence[str], lines: Sequence[dict]) -> str | None:
+    """The column with the names of images: file_name or, if there is none, the only one of `FILE_COLUMNS` with such
+    names. The library `datasets` also reads image_file_name.
+
+    Raises:
+        InputError: there are several.
+    """
+    if "file_name" in columns:
+        return "file_name"
+    found = [column for column in columns if plain(column) in FILE_COLUMNS]
+    values = {column: [line[column] for line in lines if line.get(column)] for column in found}
+    found = [c for c in found if values[c] and all(isinstance(name, str) and is_image(name) for name in values[c])]
+    if len(found) > 1:
+        raise InputError(
+            f"{path} has no column file_name, but {' and '.join(found)}, each of which could be it: rename one to "
+            "file_name."
+        )
+    return found[0] if found else None
+
+
+def plain(column: str) -> str:
+    """The name of a column in lower case without "_", "-" and white space."""
+    return re.sub(r"[-_\s]", "", column.lower())
 
 
 def csv_lines(text: str) -> tuple[Sequence[str], list[tuple[int, dict[str, Any]]]]:

@@ -11,16 +11,21 @@ import numpy as np
 
 from common.config import ID_COLUMNS, DataConfig, InputError, count
 from common.data.annotations.layouts import read_annotations
+from common.data.annotations.others import refuse_other_columns, refuse_other_layouts
 from common.data.boxes import are_fractions
 from common.data.hub import hub_or_cache
-from common.data.image_folder import count_and_names, list_files, read_image_folder
+from common.data.image_folder import METADATA, count_and_names, list_files, metadata_lines, read_image_folder
+from common.data.nested import data_root
 from common.data.parquet import check_complete, read_parquet
-from common.data.split_names import parquet_splits
-from common.data.table import SEGMENTATION, Table, clean_category, file_problem, is_image
+from common.data.split_names import KEYWORDS, parquet_splits
+from common.data.table import SEGMENTATION, Table, clean_category, file_problem, is_image, printable_name
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample"
 HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?::([^:@]+))?(?:@([\w./-]+))?")
-OWN_BOX_FORMAT = ("YOLO labels", "Pascal VOC annotations")  # layouts in which it cannot be another
+OWN_BOX_FORMAT = ("YOLO labels", "Pascal VOC annotations", "CSV annotations")  # layouts in which it cannot be another
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
+PUT_PHOTOS = "if it has annotations, put their photos into the same folder (links to folders are not followed)"
+TRAIN_FOLDERS = tuple(f"{word}/" for word in KEYWORDS["train"])
 VAL_NAMES = ("val", "validation", "valid", "dev")
 
 
@@ -103,16 +108,20 @@ def with_box_format(tables: dict[str, Table], config: DataConfig) -> dict[str, T
 
 
 def describe_layout(tables: dict[str, Table]) -> str:
-    """Such as "COCO annotations: 364 photos, 4,900 objects, 3 categories"; empty for a table of photos."""
+    """Such as "COCO annotations: 364 photos, 4,900 objects, 3 categories"; empty for a plain table or image folder."""
     first = next(iter(tables.values()))
-    if not first.layout:
+    if not first.layout and not first.remarks:
         return ""
     photos = sum(len(np.unique(rows.photos)) for rows in tables.values())
     categories = {name for rows in tables.values() for name in clean_categories(rows)} - {None}
     objects = sum(map(len, tables.values()))
-    words = [count(photos, "photo"), count(objects, "object"), count(len(categories), "category")]
+    words = [
+        count(photos, "photo"),
+        *[count(objects, "object")] * bool(first.layout),
+        count(len(categories), "category"),
+    ]
     remarks = dict.fromkeys(chain.from_iterable(rows.remarks for rows in tables.values()))
-    return f"{first.layout}: {', '.join([*words, *remarks])}"
+    return f"{first.layout or 'image folder'}: {', '.join([*words, *remarks])}"
 
 
 def read_splits(data: str) -> dict[str, Table]:
@@ -139,14 +148,13 @@ def read_splits(data: str) -> dict[str, Table]:
             unread = sorted(set(parquet).difference(*parts.values()))
             unread += [name for name in skipped if name[-1] == "/" and not Path(name).name.startswith(".")]  # links
             return read_parquet(source, parts, root=source, unread=unread)
-        splits = read_annotations(source, files, skipped) or read_image_folder(source, files, skipped)
+        splits = read_photos(source, files, skipped, classes=True)
         if not splits:
             found = f" It contains {count_and_names(files + skipped)}." if files or skipped else ""
             if files and not any(map(is_image, files)):
-                raise InputError(
-                    f"{data} contains neither Parquet files nor images: if it has annotations, put their photos into "
-                    f"the same folder (links to folders are not followed).{found}"
-                )
+                archive = next((name for name in files if name.lower().endswith(ARCHIVES)), None)
+                advice = f"unpack {printable_name(archive)}" if archive else PUT_PHOTOS
+                raise InputError(f"{data} contains neither Parquet files nor images: {advice}.{found}")
             raise InputError(
                 f"{data} contains neither Parquet files, nor images in train/CLASS/ and val/CLASS/, nor annotations "
                 f"(COCO, YOLO, Pascal VOC, or metadata.jsonl or .csv with categories).{found}"
@@ -157,6 +165,41 @@ def read_splits(data: str) -> dict[str, Table]:
     raise InputError(
         f"{data}: no such file or folder. Use 'sample', a Hub id (owner/name), a Parquet file or a folder."
     )
+
+
+def read_photos(folder: Path, files: list[str], skipped: list[str], *, classes: bool) -> dict[str, Table]:
+    """The splits of photos with annotations or, with `classes`, in folders of classes; {} if there are none.
+
+    They may lie in a folder below this one, see `common.data.nested`.
+
+    Args:
+        folder: the folder.
+        files, skipped: its files, from `common.data.image_folder.list_files`.
+        classes: whether an image folder is read too, and annotations that cannot be read are an error.
+    """
+    root = data_root(folder, files)
+    start = f"{root}/" if root else ""
+    inside, left_out = ([n.removeprefix(start) for n in names if n.startswith(start)] for names in (files, skipped))
+    splits = read_annotations(folder / root, inside, left_out)
+    if classes and not splits:
+        if not any(is_image(n) and n.lower().startswith(TRAIN_FOLDERS) and n.count("/") > 1 for n in inside):
+            refuse_other_layouts(folder / root, inside)
+        splits = read_image_folder(folder / root, inside, left_out)
+    if classes and not splits:
+        for name in [name for name in METADATA if name in inside]:
+            metadata_lines(folder / root, name)  # or an error says why they were not read
+        refuse_other_columns(folder / root, inside)
+    if not root:
+        return splits
+    outside = [printable_name(name) for name in [*files, *skipped] if not name.startswith(start)]
+    return {
+        split: replace(
+            table,
+            remarks=(*table.remarks, f"in the folder {printable_name(root)}"),
+            unread=(*(f"{printable_name(start)}{name}" for name in table.unread), *outside),
+        )
+        for split, table in splits.items()
+    }
 
 
 def is_hub_id(name: str) -> bool:

@@ -14,14 +14,15 @@ from typing import Any
 
 from common.config import DataConfig, InputError, count
 from common.data.annotations.coco import read_image_names
-from common.data.annotations.layouts import read_annotations
 from common.data.image_folder import count_and_names, csv_lines, list_files
+from common.data.nested import roots_of_classes
 from common.data.sources import (
     OWN_BOX_FORMAT,
     VAL_NAMES,
     check_images,
     clean_categories,
     is_hub_id,
+    read_photos,
     read_splits,
     with_box_format,
 )
@@ -97,7 +98,7 @@ def read_inputs(
             raise InputError(f"{source} is a table, whose boxes are in the column bbox: remove --bbox and --boxes.")
         return _read_table(source, split, read_splits(source), config or DataConfig())
     if not bbox and not boxes and os.path.isdir(source):
-        splits = read_annotations(Path(source), *list_files(source))
+        splits = read_photos(Path(source), *list_files(source), classes=False)
         if splits:
             return _read_table(source, split, splits, config or DataConfig())
     files, unread = _image_files(source)
@@ -135,15 +136,19 @@ def read_inputs(
 def _is_table(source: str) -> bool:
     """Whether `source` has the format of training data, as opposed to plain image files.
 
-    That is a Parquet file, a folder that contains one, a folder with images only in SPLIT/.../CLASS/, a Hub id or
-    "sample".
+    That is a Parquet file, a folder that contains one, a folder with images only in SPLIT/.../CLASS/ or with images in
+    train/.../CLASS/ beside those of another split, a Hub id or "sample".
     """
     path = Path(source)
     if os.path.isdir(source):
         files, _ = list_files(path)
         splits = [name.split("/")[0] for name in files if is_image(name) and name.count("/") > 1]
         table = splits and len(splits) == sum(map(is_image, files)) and set(splits) <= {"train", *VAL_NAMES}
-        return table or any(name.endswith(".parquet") for name in files)
+        return (
+            table
+            or len(roots_of_classes(filter(is_image, files))) == 1
+            or any(name.endswith(".parquet") for name in files)
+        )
     if os.path.exists(source) or path.suffix == ".parquet":
         return path.suffix == ".parquet"
     return source == "sample" or (is_hub_id(source) and path.suffix.lower() not in IMAGE_SUFFIXES)

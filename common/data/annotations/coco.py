@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from common.config import InputError
+from common.data.annotations.others import ADVICE, layout_not_read
 from common.data.annotations.photos import AnnotatedPhotos
 from common.data.segmentation import bounds, segmentation_of
-from common.data.split_names import KEYWORDS, file_splits, parquet_splits
+from common.data.split_names import file_splits, parquet_splits
 
 LISTS = ("images", "annotations", "categories")
+MUST_BE = "it must be an object with lists of images, annotations, categories."
 
 
 def read_coco(photos: AnnotatedPhotos) -> None:
@@ -28,9 +30,9 @@ def read_coco(photos: AnnotatedPhotos) -> None:
         elif name.split("/")[-2:-1] == ["annotations"]:
             doubtful = name
     if not contents and doubtful:
-        raise InputError(
-            f"{photos.path(doubtful)} is not COCO JSON: it must be an object with images, annotations and categories."
-        )
+        kind = layout_not_read(doubtful, photos.peek(doubtful))
+        problem = f"{kind}, which is not read: {ADVICE}" if kind else f"not COCO JSON: {MUST_BE}"
+        raise InputError(f"{photos.path(doubtful)} is {problem}")
     photos.layout = "COCO annotations"
     by_lower = {name.lower(): name for name in contents}  # Train, of CVAT
     splits = {split: [by_lower[name] for name in names] for split, names in parquet_splits(by_lower).items()}
@@ -85,7 +87,7 @@ def _parse(photos: AnnotatedPhotos, name: str) -> dict:
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) and all(isinstance(item, dict) for item in content[key]) for key in LISTS
     ):
-        raise InputError(f"{path} is not COCO JSON: it must be an object with lists of {', '.join(LISTS)}.")
+        raise InputError(f"{path} is not COCO JSON: {MUST_BE}")
     return content
 
 
@@ -117,9 +119,14 @@ def _add_objects(photos: AnnotatedPhotos, split: str, name: str, content: dict) 
                 f"not one of its images ({known}{', ...' * (len(objects) > 3)})."
             )
         objects[_key(image_id)].append(annotation)
-    near = _folders_of_photos(split, name)
+    near = photos.folders_near(split, name)
+    before = {photo for photo, _ in photos.splits.get(split, [])}
     for image_id, file_name in images.items():
         photo = photos.find(file_name, near)
+        if objects[image_id] and photo in before:
+            raise InputError(
+                f"{path} and another file of {split} both annotate {photo}: keep one of them in {photos.folder}."
+            )
         for annotation in objects[image_id]:
             mask, bbox = segmentation_of(annotation.get("segmentation")), annotation.get("bbox")
             columns = {"mask": json.dumps(mask)} if mask else {}
@@ -138,14 +145,6 @@ def _by_id(path: Path, items: list[dict], kind: str, field: str) -> dict[Any, An
                 f"{path}: the {kind} id {_short(key)} is used twice, for {_short(values[key])} and {_short(value)}."
             )
     return values
-
-
-def _folders_of_photos(split: str, name: str) -> list[str]:
-    """Where the photos of the JSON file `name` may be: in folders named like it or its split, beside or above it."""
-    folder = name.rpartition("/")[0]
-    stem = name.rpartition("/")[2].removesuffix(".json").removeprefix("instances_")
-    tails = ["", stem, f"images/{stem}", *(f"{p}{word}" for word in KEYWORDS.get(split, ()) for p in ("", "images/"))]
-    return [f"{base}/{tail}".strip("/") for base in (folder, folder.rpartition("/")[0]) for tail in [*tails, "images"]]
 
 
 def _key(value: Any) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from common.config import InputError
 from common.data.annotations.coco import read_coco
+from common.data.annotations.csv_corners import read_csv_corners
 from common.data.annotations.metadata import read_metadata
 from common.data.annotations.photos import AnnotatedPhotos
 from common.data.annotations.voc import read_voc
@@ -24,7 +25,7 @@ def read_annotations(folder: Path, files: list[str], skipped: list[str]) -> dict
     Raises:
         InputError: annotations cannot be read, contradict each other, or fit none of the photos.
     """
-    readers = [read_coco, read_yolo, read_voc, read_metadata]
+    readers = [read_coco, read_yolo, read_voc, read_csv_corners, read_metadata]
     while readers:
         photos = AnnotatedPhotos(folder, files)
         readers.pop(0)(photos)
@@ -33,7 +34,7 @@ def read_annotations(folder: Path, files: list[str], skipped: list[str]) -> dict
                 others = AnnotatedPhotos(folder, files)
                 with suppress(InputError):
                     read(others)
-                    if others.splits:
+                    if others.splits and not others.used & photos.used:
                         objects = sum(map(len, others.splits.values()))
                         photos.counts["object", f"of the {others.layout} not read"] = objects
             return photos.tables(skipped)

@@ -9,6 +9,8 @@ from common.data.parquet import CATEGORY_COLUMNS, objects_of
 from common.data.split_names import KEYWORDS
 from common.data.table import as_text, printable_name
 
+SURE = (b"file_name", b"bbox", b"objects")  # texts in metadata of boxes
+
 
 def read_metadata(photos: AnnotatedPhotos) -> None:
     """Files in the folder, or in those of its splits."""
@@ -17,9 +19,12 @@ def read_metadata(photos: AnnotatedPhotos) -> None:
     layouts, listed = set(), dict[str, str]()
     for folder, name in sorted(folders.items()):
         content = photos.peek(name)
-        if not folder and isinstance(content, bytes) and b"file_name" not in content:
+        try:
+            lines = metadata_lines(photos.folder, name)
+        except InputError:
+            if folder or isinstance(content, str) or any(word in content for word in SURE):
+                raise
             continue  # a file of another kind, beside photos
-        lines = metadata_lines(photos.folder, name)
         keys = {key for line in lines for key in line}
         kind = next((key for key in ("objects", *CATEGORY_COLUMNS) if key in keys), None)
         if kind is None:

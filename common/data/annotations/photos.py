@@ -6,8 +6,9 @@ disagree on them.
 """
 
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.config import ID_COLUMNS, InputError, count
-from common.data.split_names import folder_splits
+from common.data.split_names import KEYWORDS, folder_splits
 from common.data.table import (
     SEGMENTATION,
     ImageFiles,
@@ -30,6 +31,24 @@ from common.data.table import (
 )
 
 
+def same_form(name: str) -> str:
+    """A file name in the Unicode form that annotations mostly have; macOS writes another one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def same_case(name: str) -> str:
+    """A file name in this form and in lower case."""
+    return same_form(name.lower())
+
+
+# How names of photos may differ from those in annotations, in the words of the remark on them, and what stays the same.
+SIMILAR: dict[str, Callable[[str], str]] = {
+    "": str,
+    "matched after Unicode normalisation": same_form,
+    "matched ignoring case": same_case,
+}
+
+
 class AnnotatedPhotos:
     """The photos of a folder, and the objects in them as they are found."""
 
@@ -41,13 +60,14 @@ class AnnotatedPhotos:
         self.used: set[str] = set()  # files of annotations
         self.counts: Counter[tuple[str, str]] = Counter()  # of what is left out, such as ("crowd box", "skipped")
         self.splits: dict[str, list[tuple[str, dict]]] = {}  # photo and columns of each object
+        self.named: dict[str, set[str]] = {}  # what annotations call each photo that was found, without folders
 
     @cached_property
     def by_base(self) -> dict[str, list[str]]:
-        """The photos by their names without folders."""
+        """The photos by their names without folders, as `same_case` writes them."""
         found: dict[str, list[str]] = {}
         for name in self.images:
-            found.setdefault(name.rpartition("/")[2], []).append(name)
+            found.setdefault(same_case(name.rpartition("/")[2]), []).append(name)
         return found
 
     @cached_property
@@ -77,20 +97,46 @@ class AnnotatedPhotos:
         """The lines of a text file of annotations."""
         return self.read(name).decode("utf-8-sig", "backslashreplace").splitlines()
 
+    def folders_near(self, split: str, name: str) -> list[str]:
+        """Where the photos of a split may be that the file `name` annotates: in folders named like it or like the
+        split, beside it or above."""
+        folder, _, base = name.rpartition("/")
+        stem = os.path.splitext(base)[0].removeprefix("instances_")
+        words = KEYWORDS.get(split, ())
+        tails = [
+            "",
+            stem,
+            f"images/{stem}",
+            *(f"{above}{word}" for word in words for above in ("", "images/")),
+            "images",
+        ]
+        return [f"{above}/{tail}".strip("/") for above in (folder, folder.rpartition("/")[0]) for tail in tails]
+
     def find(self, name: str, near: Iterable[str]) -> str:
         """The photo that annotations call `name`, or `name` itself if there is none.
 
         It is sought in the folders `near`, then among all photos whose names end like `name`, then among those with the
-        same name in any folder; in both cases there must be only one.
+        same name in any folder; in both cases there must be only one. If there is none, so are photos whose names are
+        similar to `name`, see `SIMILAR`.
         """
+        near, base = list(near), name.replace("\\", "/").rpartition("/")[2]
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         for folder in near:
             for candidate in ("/".join([*filter(None, [folder]), *parts]), "/".join([*filter(None, [folder]), name])):
                 if candidate in self.images:
+                    self.named.setdefault(candidate, set()).add(candidate.rpartition("/")[2])
                     return candidate
-        same = self.by_base.get(parts[-1], []) if parts else []
-        ending = [image for image in same if f"/{image}".endswith("/" + "/".join(parts))]
-        return next((found[0] for found in (ending, same) if len(found) == 1), name)
+        for key in SIMILAR.values():
+            same = self.by_base.get(same_case(base), [])
+            same = [image for image in same if key(image.rpartition("/")[2]) == key(base)]
+            ending = [image for image in same if key(f"/{image}").endswith(key("/" + "/".join(parts)))]
+            paths = {key("/".join([*filter(None, [folder]), *parts])) for folder in near}
+            beside = [image for image in same if key(image) in paths]
+            photo = next((found[0] for found in (beside, ending, same) if len(found) == 1), None)
+            if photo:
+                self.named.setdefault(photo, set()).add(base)
+                return photo
+        return name
 
     def splits_by_folder(self, names: Sequence[str]) -> list[str]:
         """The splits that the folders of files are named after; train for each file if this holds for none of them."""
@@ -116,9 +162,27 @@ class AnnotatedPhotos:
         shown = {photo for rows in self.splits.values() for photo, _ in rows}
         others = [name for name in self.files if printable_name(name) not in shown and name not in self.used]
         unread = tuple(map(printable_name, [*skipped, *others]))
+        self._count_similar()
         remarks = tuple(f"{count(n, noun)} {rest}" for (noun, rest), n in self.counts.items())
         columns = {name for rows in self.splits.values() for _, row in rows for name in row if row[name] is not None}
         return {split: self._table(split, rows, columns, unread, remarks) for split, rows in self.splits.items()}
+
+    def _count_similar(self) -> None:
+        """Counts the photos whose names are only similar to those in annotations.
+
+        Raises:
+            InputError: one photo stands for two.
+        """
+        for photo, names in self.named.items():
+            if len(names) > 1:
+                raise InputError(
+                    f"{self.folder}: annotations name {' and '.join(sorted(names))}, but only {photo} is there. Unpack "
+                    "the photos where upper and lower case differ, or rename one of them."
+                )
+            base, (name,) = photo.rpartition("/")[2], names
+            how = next(how for how, key in SIMILAR.items() if key(name) == key(base))
+            if how:
+                self.counts["file name", how] += 1
 
     def _table(self, split: str, rows: list[tuple[str, dict]], names: set[str], unread: tuple, remarks: tuple) -> Table:
         numbers: dict[str, int] = {}

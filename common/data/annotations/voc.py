@@ -77,9 +77,9 @@ def _add_objects(photos: AnnotatedPhotos, split: str, name: str, *, sure: bool) 
     near = [folder, f"{base}/JPEGImages".strip("/"), f"{base}/images".strip("/"), base]
     same = photos.by_stem.get(stem, [])
     beside = [image for image in same if image.rpartition("/")[0] in near]
-    photo = photos.find(_text(root, "filename") or stem, near)
-    if beside or (photo not in photos.images and len(same) == 1):  # renamed, or copied, after it was annotated
-        photo = [*beside, *same][0]
+    photo = beside[0] if beside else photos.find(_text(root, "filename") or stem, near)
+    if photo not in photos.images and len(same) == 1:  # renamed, or copied, after it was annotated
+        photo = same[0]
     for item in root.findall("object"):
         corners = [_text(item, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")]
         bbox: Any = None

@@ -41,7 +41,10 @@ def read_yolo(photos: AnnotatedPhotos) -> None:
         raise InputError(f"{photos.folder}: {' and '.join(class_files[:2])} differ: keep one list of the classes.")
     if not file and not classes:
         lacks = f"{next(iter(found))} has no names" if found else "there is no data.yaml with the names"
-        raise InputError(f"{photos.folder} has YOLO labels such as {in_folder[0]}, but {lacks} of the classes.")
+        raise InputError(
+            f"{photos.folder} has YOLO labels such as {in_folder[0]}, but {lacks} of the classes. "
+            "Add classes.txt, with one name on each line in the order of the classes."
+        )
     photos.layout, photos.box_format = "YOLO labels", "cxcywh fractions"
     content = named.get(file, {})
     if file:
