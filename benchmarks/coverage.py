@@ -144,7 +144,7 @@ DIFFERENCES = {  # true differences of 0; weights of a single seed have exactly 
     )
     for n in (1, 3, 6)
 }
-DIFFERENCES |= {  # in large splits, the seeds matter more than the images
+LARGE = {  # splits in which the seeds matter more than the images
     f"{rows:,} rows, {n} and {n} seeds, spreads 5 and 1 points": World(
         (0.7, 0.7), rows=rows, seeds=(n, n), spread=(0.05, 0.01)
     )
@@ -442,7 +442,7 @@ def _features(rng: np.random.Generator, labels: np.ndarray, clusters: np.ndarray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000, help="number of simulated splits of each kind")
-    parts = ("scores", "differences", "families", "power", "planning", "sequential", "folds")
+    parts = ("scores", "differences", "large", "families", "power", "planning", "sequential", "folds")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of scikit-learn, about classes with fewer products than folds
@@ -456,7 +456,7 @@ def main() -> None:
             for method, last in (("score", f"{recall:.3f}"), ("difference", "")):
                 cells = " | ".join(f"{share:.3f}" for share in shares[method])
                 print(f"| {name} | {method} | {cells} ({shares['splits'][-1]:.3f}) | {last} |", flush=True)
-    for part, worlds in (("differences", DIFFERENCES), ("families", FAMILIES), ("power", POWER)):
+    for part, worlds in (("differences", DIFFERENCES), ("large", LARGE), ("families", FAMILIES), ("power", POWER)):
         if part in args.only:
             print(f"\n| {part} | intervals cover (all) | false alarms | found |\n| --- | --- | --- | --- |")
             for i, (name, world) in enumerate(worlds.items()):

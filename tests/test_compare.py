@@ -16,7 +16,7 @@ import torch
 import torchvision
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy.stats import t as student
+from scipy.stats import norm as normal
 from sklearn.linear_model import LogisticRegression
 
 import compare
@@ -1295,7 +1295,7 @@ def test_too_few_products_have_no_share_at_a_small_error():
 def test_an_accuracy_needs_ten_products():
     one = certain([RISING], [range(30)])
     assert answered_at(one, 0.1) is None and answered_at(one, 0.2).value == 1, "12 rows show 6 products, 24 rows 12"
-    assert answered_at(one, 0.2).score_interval()[0] == pytest.approx(wilson(1, student.ppf(0.975, 11) ** 2 / 12)[0])
+    assert answered_at(one, 0.2).score_interval()[0] == pytest.approx(wilson(1, normal.ppf(0.975) ** 2 / 12)[0])
     two = certain([RISING, RISING[::-1]], [range(30), range(90, 120)])
     assert answered_at(two, 0.2).clusters == 12, "each seed answers photos of 12 products, both together of 24"
 
