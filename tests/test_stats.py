@@ -225,6 +225,11 @@ def test_intervals_cover_the_truth_in_a_short_simulation(world):
         assert (covered[name][often] >= 0.9).all() and (covered[name][often] <= 0.99).all(), covered
 
 
+def test_a_simulated_split_has_the_largest_product_that_it_should():
+    _, clusters, _ = SCORES["one seed, a third of the rows in one product"].draw(np.random.default_rng(0))
+    assert np.bincount(clusters).max() == round(len(clusters) / 3) and np.bincount(clusters)[1:].max() <= 3
+
+
 def test_intervals_near_1_cover_the_truth_in_a_short_simulation():
     """About 33 products, of which a few have all errors; the jackknife variance alone covers .83 to .89 (n = 2,000)."""
     covered = score_coverage(SCORES["one seed, up to eight photos, accuracy .95"], 300)
