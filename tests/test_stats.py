@@ -264,7 +264,7 @@ def test_intervals_cover_the_truth_as_often_as_they_claim(world):
         k = list(METRICS).index(name)
         assert 0.93 <= covered["score"][k] <= 0.97 and 0.93 <= covered["difference"][k] <= 0.97, (name, covered)
     often = covered["splits"] > 0.5
-    assert (covered["score"][often] >= 0.925).all() and (covered["score"][often] <= 0.975).all(), covered
+    assert (covered["score"][often] >= 0.93).all() and (covered["score"][often] <= 0.99).all(), covered
 
 
 @pytest.mark.slow
