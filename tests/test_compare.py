@@ -26,6 +26,7 @@ from common.compare import figures as compare_figures
 from common.compare.baselines import describe_pixels, find_baselines
 from common.compare.experiments import Experiment, comparable, group_runs
 from common.compare.figures import forest
+from common.compare.markdown import introduction, with_interval
 from common.compare.questions import (
     MODELS,
     SAME,
@@ -1290,6 +1291,15 @@ def test_too_few_products_have_no_share_at_a_small_error():
     assert share_at(certain([RISING], [range(22)]), 0.02) == pytest.approx(100 / 120)
     ten = certain([RISING], [range(30)], products=[f"p{i % 10}" for i in range(120)])
     assert share_at(ten, 0.05) is None and share_at(ten, 0.1) == pytest.approx(100 / 120)
+
+
+def test_a_report_says_why_macro_f1_has_no_interval():
+    several, single = certain([RISING], [range(30)]), certain([RISING], [range(30)], products=LABELS)
+    assert "Macro F1" not in introduction(several)
+    assert introduction(single).endswith(" Macro F1 has none if a class shows fewer than two products.")
+    assert "[" in with_interval(several.estimates["macro_f1"]) and "[" not in with_interval(
+        single.estimates["macro_f1"]
+    )
 
 
 def test_an_accuracy_needs_ten_products():
