@@ -33,7 +33,7 @@ from common.compare.looks import Looks, follow, questions_at_looks
 from common.compare.plan import measured_spread, smallest_differences
 from common.compare.questions import Question, ScoredExperiment, ask, pairs
 from common.metrics import METRICS, leave_one_out, scores_of_counts
-from common.stats import FAMILY_ERROR, Estimate, difference, estimate, mcnemar, over_partitions
+from common.stats import FAMILY_ERROR, Estimate, difference, estimate, mcnemar, over_partitions, score_estimate
 
 PRIORS = np.array([12, 11, 5, 13, 22, 6, 5, 11, 9, 14, 14, 8]) / 130  # of the sample's val classes
 CLASSES = len(PRIORS)
@@ -65,6 +65,7 @@ class World:
 
     accuracy: tuple[float, ...]  # of each model, over all rows and seeds
     photos: int = 3  # the largest number of photos of a product, a key of `SIZES`
+    largest: float = 0.0  # one further product has this share of the rows
     rows: int = 150  # at least, and at most ten more
     seeds: tuple[int, ...] = (1, 1)  # of each model
     spread: tuple[float, ...] = (0.0, 0.0)  # standard deviation over seeds of each model's true accuracy
@@ -76,7 +77,8 @@ class World:
 
     def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         """Labels (N,), clusters (N,) and the predictions (S, N) of each model for a random split."""
-        n, shares, counts = rng.integers(self.rows, self.rows + 11), SIZES[self.photos], []
+        n, shares = rng.integers(self.rows, self.rows + 11), SIZES[self.photos]
+        counts = [round(self.largest * n)] * (self.largest > 0)
         while sum(counts) < n:
             counts.append(1 + rng.choice(len(shares), p=shares))
         counts[-1] -= sum(counts) - n
@@ -113,6 +115,11 @@ SCORES = {
     "six seeds, up to eight photos, accuracy .95": World(
         (0.95, 0.95), photos=8, seeds=(6, 6), spread=(0.01, 0.01), **NASTY
     ),
+    "one seed, up to eight photos, accuracy .95": World((0.95, 0.95), photos=8, **NASTY),
+    "six seeds, up to eight photos, accuracy .99": World(
+        (0.99, 0.99), photos=8, seeds=(6, 6), spread=(0.005, 0.005), **NASTY
+    ),
+    "one seed, a third of the rows in one product": World((0.88, 0.94), largest=1 / 3, **NASTY),
 }
 DIFFERENCES = {  # true differences of 0; weights of a single seed have exactly the mean accuracy
     f"{kind}, {seeds[0]} and {seeds[1]} seeds, spreads {100 * spread[0]:.0f} and {100 * spread[1]:.0f} points": World(
@@ -137,7 +144,7 @@ DIFFERENCES = {  # true differences of 0; weights of a single seed have exactly 
     )
     for n in (1, 3, 6)
 }
-DIFFERENCES |= {  # in large splits, the seeds matter more than the images
+LARGE = {  # splits in which the seeds matter more than the images
     f"{rows:,} rows, {n} and {n} seeds, spreads 5 and 1 points": World(
         (0.7, 0.7), rows=rows, seeds=(n, n), spread=(0.05, 0.01)
     )
@@ -213,19 +220,25 @@ UNTIL_DECIDED_POWER = {
 
 
 def score_coverage(world: World, trials: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Share of 95 % intervals that cover the true value: for `METRICS` (5,) of the first model, and for differences."""
+    """Share of 95 % intervals that cover the true value: for `METRICS` (5,) of the first model, and for differences.
+
+    "splits" are the shares of splits (5,) in which the scores of both models have an interval; others are left out.
+    """
     rng, truth = np.random.default_rng(seed), [true_scores(accuracy) for accuracy in world.accuracy]
-    covered = {"score": np.zeros(len(METRICS)), "difference": np.zeros(len(METRICS))}
+    covered: dict[str, list] = {"score": [], "difference": []}
     for _ in range(trials):
         labels, clusters, predictions = world.draw(rng)
         parts = [leave_one_out(labels, guesses, clusters) for guesses in predictions]
-        for k in range(len(METRICS)):
-            a, b = [(scores[:, k], without[:, :, k]) for scores, without in parts]
-            low, high = estimate(*a).score_interval()
-            covered["score"][k] += low <= truth[0][k] <= high
-            low, high = difference(a, b).interval()
-            covered["difference"][k] += low <= truth[1][k] - truth[0][k] <= high
-    return {name: counts / trials for name, counts in covered.items()}
+        pairs = [[(scores[:, k], without[:, :, k]) for scores, without in parts] for k in range(len(METRICS))]
+        known = ~np.any([np.isnan(without).any(axis=(0, 1)) for _, without in parts], axis=0)
+        for name, intervals, true in (
+            ("score", [score_estimate(*a).score_interval() for a, _ in pairs], truth[0]),
+            ("difference", [difference(a, b).interval() for a, b in pairs], truth[1] - truth[0]),
+        ):
+            low, high = np.array(intervals).T
+            covered[name].append(np.where(known, (low <= true) & (true <= high), np.nan))
+    splits = 1 - np.isnan(covered["score"]).mean(0)
+    return {name: np.nanmean(shares, axis=0) for name, shares in covered.items()} | {"splits": splits}
 
 
 def recall_coverage(world: World, trials: int, seed: int = 0) -> float:
@@ -237,7 +250,7 @@ def recall_coverage(world: World, trials: int, seed: int = 0) -> float:
             own = labels == label
             groups = np.unique(clusters[own], return_inverse=True)[1]
             if groups.max() > 0:
-                low, high = estimate(*accuracies(predictions[0][:, own] == label, groups)).score_interval()
+                low, high = score_estimate(*accuracies(predictions[0][:, own] == label, groups)).score_interval()
                 covered.append(low <= norm.cdf(thresholds(world.accuracy[0])[label]) <= high)
     return float(np.mean(covered))
 
@@ -356,7 +369,7 @@ def until_decided(world: World, trials: int, *, seed: int = 0) -> UntilDecided:
         answers, _ = questions_at_looks(trained, looks)
         low, high = np.array([answer.interval for answer in answers]).T
         parts = [(scores[:, 0], without[:, :, 0]) for scores, without in (each.leave_one_out for each in trained)]
-        score_low, score_high = np.array([estimate(*part).score_interval() for part in parts]).T
+        score_low, score_high = np.array([score_estimate(*part).score_interval() for part in parts]).T
         decided, right = decisions(answers, true)
         at_seeds = [
             decisions(
@@ -429,19 +442,21 @@ def _features(rng: np.random.Generator, labels: np.ndarray, clusters: np.ndarray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000, help="number of simulated splits of each kind")
-    parts = ("scores", "differences", "families", "power", "planning", "sequential", "folds")
+    parts = ("scores", "differences", "large", "families", "power", "planning", "sequential", "folds")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of scikit-learn, about classes with fewer products than folds
     if "scores" in args.only:
-        print("| 95 % intervals that cover the true value | | " + " | ".join(METRICS) + " | recall of a class |")
+        print(
+            "| 95 % intervals that cover the true value | | " + " | ".join(METRICS) + " (splits) | recall of a class |"
+        )
         print("| --- " * (3 + len(METRICS)) + "|")
         for name, world in SCORES.items():
-            recall = f"{recall_coverage(world, -(-args.trials // 5)):.3f}"
-            for method, shares in score_coverage(world, args.trials).items():
-                cells = " | ".join(f"{share:.3f}" for share in shares)
-                print(f"| {name} | {method} | {cells} | {recall if method == 'score' else ''} |", flush=True)
-    for part, worlds in (("differences", DIFFERENCES), ("families", FAMILIES), ("power", POWER)):
+            recall, shares = recall_coverage(world, -(-args.trials // 5)), score_coverage(world, args.trials)
+            for method, last in (("score", f"{recall:.3f}"), ("difference", "")):
+                cells = " | ".join(f"{share:.3f}" for share in shares[method])
+                print(f"| {name} | {method} | {cells} ({shares['splits'][-1]:.3f}) | {last} |", flush=True)
+    for part, worlds in (("differences", DIFFERENCES), ("large", LARGE), ("families", FAMILIES), ("power", POWER)):
         if part in args.only:
             print(f"\n| {part} | intervals cover (all) | false alarms | found |\n| --- | --- | --- | --- |")
             for i, (name, world) in enumerate(worlds.items()):

@@ -19,7 +19,7 @@ from common.config import run
 from common.conformal import calibration_rows, upper_bound
 from common.files import markdown_table
 from common.finished_run import FinishedRun, find_runs
-from common.stats import estimate, format_score
+from common.stats import format_score, score_estimate
 
 PARTS = 5  # into which the products of val are divided
 RAPS_PENALTY, RAPS_FREE = 0.1, 1  # for each category after the first
@@ -68,7 +68,7 @@ def by_product(values: np.ndarray, products: np.ndarray) -> tuple[float, tuple[f
     """The mean over products of the means of their rows, and its 95 % confidence interval."""
     means = np.array([values[products == product].mean() for product in np.unique(products)])
     without = (means.sum() - means) / (len(means) - 1)
-    found = estimate(np.array([means.mean()]), without[None])
+    found = score_estimate(np.array([means.mean()]), without[None])
     return found.value, found.score_interval()
 
 

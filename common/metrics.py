@@ -78,7 +78,9 @@ def leave_one_out(labels: np.ndarray, predictions: np.ndarray, clusters: np.ndar
         clusters: (N,) int, the cluster of each row, from 0 to G - 1.
 
     Returns:
-        The scores `METRICS` of each seed, (S, 5), and those without each cluster, (S, G, 5).
+        The scores `METRICS` of each seed, (S, 5), and those without each cluster, (S, G, 5). Without the only cluster
+        of a class, macro F1 would be a mean over other classes, and a class that is predicted, but has no rows, counts
+        as 0: if a class has fewer than two clusters, macro F1 without a cluster is NaN.
     """
     classes, indices = np.unique(np.concatenate([labels, predictions.ravel()]), return_inverse=True)
     true = indices[: len(labels)]  # (N,)
@@ -102,6 +104,9 @@ def leave_one_out(labels: np.ndarray, predictions: np.ndarray, clusters: np.ndar
             ]
             without = [total - count for total, count in zip(totals, counts, strict=True)]
             without_cluster[s, first : first + rows] = scores_of_counts(*without)
+    clusters_of_class = np.bincount(np.unique(clusters * size + true) % size, minlength=size)
+    if clusters_of_class.min() < 2:
+        without_cluster[:, :, list(METRICS).index("macro_f1")] = np.nan
     return scores, without_cluster
 
 

@@ -4,8 +4,9 @@ A score has two sources of variance: the sample of val images, and the seed of t
 the jackknife over clusters (Quenouille, 1956; Tukey, 1958), which leaves out one product at a time; the second by the
 variance over the seeds of each experiment in excess of what the images explain. Student's t has the effective number of
 degrees of freedom of their sum (Satterthwaite, 1946; Welch, 1947), because a variance over few seeds is itself
-uncertain. docs/statistics.md describes the methods; tests/test_stats.py and benchmarks/coverage.py check them on
-simulated data with known true values.
+uncertain. So is the variance of a score near 1, where all errors are in a few products: it gets a prior and its own
+number of degrees of freedom. docs/statistics.md describes the methods; tests/test_stats.py and benchmarks/coverage.py
+check them on simulated data with known true values.
 """
 
 import math
@@ -46,6 +47,12 @@ class Estimate:
     image_variance: float
     clusters: int
     seed_variances: tuple[SeedVariance, ...] = ()
+    image_df: float | None = None  # degrees of freedom of `image_variance`; None stands for `clusters` - 1
+
+    @property
+    def unbiased(self) -> float:
+        """A score minus its bias, in [0, 1]."""
+        return min(1.0, max(0.0, self.value - self.bias))
 
     @property
     def variance(self) -> float:
@@ -55,16 +62,18 @@ class Estimate:
     def df(self) -> float:
         """The effective number of degrees of freedom of `variance`.
 
-        The excess of a variance over seeds is as uncertain as the observed variance. Where the numbers of seeds differ,
-        the seeds count for more: a large variance in the experiment with few seeds would otherwise be underestimated
-        too often (docs/statistics.md).
+        The excess of a variance over seeds is as uncertain as the observed variance. The seeds count for more where
+        their numbers differ and, if the images vary too, where they are few: a large variance in the experiment with
+        few seeds would otherwise be underestimated too often (docs/statistics.md).
         """
+        image_df = self.image_df or self.clusters - 1
         if self.variance == 0 or not self.seed_variances:
-            return self.clusters - 1
+            return image_df
         seeds = [part.seeds for part in self.seed_variances]
-        uncertainty = sum(part.observed**2 / (part.seeds - 1) for part in self.seed_variances) * max(seeds) / min(seeds)
-        df = self.variance**2 / (self.image_variance**2 / (self.clusters - 1) + uncertainty)
-        return max(df, min(self.clusters, *seeds) - 1)
+        uncertainty = sum(part.observed**2 / (part.seeds - 1) for part in self.seed_variances)
+        uncertainty *= max(seeds) / (min(seeds) - (self.image_variance > 0))
+        df = self.variance**2 / (self.image_variance**2 / image_df + uncertainty)
+        return max(df, min(image_df, min(seeds) - 1))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Symmetric confidence interval for a difference of scores, in which the biases cancel."""
@@ -75,17 +84,20 @@ class Estimate:
         """Wilson's confidence interval for a score in [0, 1], with the effective number of rows from the variance.
 
         Unlike a symmetric interval it stays within [0, 1] and keeps its coverage near 0 and 1. The bias is subtracted
-        first: on 150 rows it amounts to a few percentage points in weighted precision and macro F1.
+        first: on 150 rows it amounts to a few percentage points in weighted precision and macro F1. Both bounds are NaN
+        for a macro F1 without an interval (`leave_one_out`).
         """
-        value = min(1.0, max(0.0, self.value - self.bias))
-        row_variance = value * (1 - value)
+        if math.isnan(self.bias):
+            return math.nan, math.nan
+        row_variance = self.unbiased * (1 - self.unbiased)
         if row_variance == 0 or self.variance == 0:
-            return wilson(value, self._t(level) ** 2 / self.clusters)
-        return wilson(value, self._half_width(level) ** 2 / row_variance)
+            return wilson(self.unbiased, self._t(level) ** 2 / self.clusters)
+        return wilson(self.unbiased, self._half_width(level) ** 2 / row_variance)
 
     def as_dict(self) -> dict:
-        """The score and its `score_interval` at the 95 % level, for JSON files."""
-        return {"value": self.value, "interval": list(self.score_interval())}
+        """The score and its `score_interval` at the 95 % level, or None, for JSON files."""
+        interval = self.score_interval()
+        return {"value": self.value, "interval": None if math.isnan(interval[0]) else list(interval)}
 
     def margin(self, level: float = 0.95) -> float:
         """Half the width of `interval`.
@@ -160,6 +172,24 @@ def estimate(scores: np.ndarray, replicates: np.ndarray) -> Estimate:
     return Estimate(float(scores.mean()), float(bias), float(image_variance), clusters, seed_variances)
 
 
+def score_estimate(scores: np.ndarray, replicates: np.ndarray) -> Estimate:
+    """As `estimate`, for a score in [0, 1], with a prior for the variance over images and its degrees of freedom.
+
+    If all errors are in a few products, the jackknife variance is often far too small by chance. Its ratio to the
+    variance that products would have that are either entirely right or entirely wrong is therefore estimated with half
+    a product of each kind in addition (as in the prior of Jeffreys, 1946). The degrees of freedom are Satterthwaite's:
+    twice the squared sum of squares, divided by the variance of that sum, to which the prior adds nothing.
+    """
+    found = estimate(scores, replicates)
+    mean, clusters, share = replicates.mean(axis=0), found.clusters, found.unbiased
+    squares = ((clusters - 1) * (mean - mean.mean())) ** 2  # (G,) of the deviations of the pseudo-values
+    prior, all_or_none = (share**2 + (1 - share) ** 2) / 2, share * (1 - share)
+    total = squares.sum() + prior
+    variance = all_or_none / (clusters - 1) * total / (clusters * all_or_none + prior)
+    uncertainty = max(squares.sum() ** 2 / (clusters - 1), ((squares - squares.mean()) ** 2).sum() / 2, 1e-20)
+    return replace(found, image_variance=float(variance), image_df=float(total**2 / uncertainty))
+
+
 def _positive(variance: float) -> float:
     """`variance`, or 0 if it is negative or a rounding error."""
     return variance if variance > 1e-20 else 0.0
@@ -194,7 +224,7 @@ def over_partitions(repeated: Estimate) -> Estimate:
 
 def score_estimates(scores: np.ndarray, replicates: np.ndarray) -> dict[str, Estimate]:
     """The estimate of each of `METRICS`; the arguments are the two results of `common.metrics.leave_one_out`."""
-    return {name: estimate(scores[:, k], replicates[:, :, k]) for k, name in enumerate(METRICS)}
+    return {name: score_estimate(scores[:, k], replicates[:, :, k]) for k, name in enumerate(METRICS)}
 
 
 def rounded(value: float, digits: int, *limits: float, sign: str = "") -> str:
@@ -216,7 +246,9 @@ def format_share(value: float, digits: int = 3) -> str:
 
 
 def format_score(value: float, interval: tuple[float, float], digits: int = 3) -> str:
-    """A score with its interval, such as "0.672 [0.499, 0.808]"."""
+    """A score with its interval, such as "0.672 [0.499, 0.808]", or without one that is NaN."""
+    if math.isnan(interval[0]):
+        return format_share(value, digits)
     score, low, high = (format_share(v, digits) for v in (value, *interval))
     return f"{score} [{low}, {high}]"
 

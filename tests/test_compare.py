@@ -16,7 +16,7 @@ import torch
 import torchvision
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy.stats import t as student
+from scipy.stats import norm as normal
 from sklearn.linear_model import LogisticRegression
 
 import compare
@@ -26,6 +26,7 @@ from common.compare import figures as compare_figures
 from common.compare.baselines import describe_pixels, find_baselines
 from common.compare.experiments import Experiment, comparable, group_runs
 from common.compare.figures import forest
+from common.compare.markdown import introduction, with_interval
 from common.compare.questions import (
     MODELS,
     SAME,
@@ -1292,10 +1293,19 @@ def test_too_few_products_have_no_share_at_a_small_error():
     assert share_at(ten, 0.05) is None and share_at(ten, 0.1) == pytest.approx(100 / 120)
 
 
+def test_a_report_says_why_macro_f1_has_no_interval():
+    several, single = certain([RISING], [range(30)]), certain([RISING], [range(30)], products=LABELS)
+    assert "Macro F1" not in introduction(several)
+    assert introduction(single).endswith(" Macro F1 has none if a class shows fewer than two products.")
+    assert "[" in with_interval(several.estimates["macro_f1"]) and "[" not in with_interval(
+        single.estimates["macro_f1"]
+    )
+
+
 def test_an_accuracy_needs_ten_products():
     one = certain([RISING], [range(30)])
     assert answered_at(one, 0.1) is None and answered_at(one, 0.2).value == 1, "12 rows show 6 products, 24 rows 12"
-    assert answered_at(one, 0.2).score_interval()[0] == pytest.approx(wilson(1, student.ppf(0.975, 11) ** 2 / 12)[0])
+    assert answered_at(one, 0.2).score_interval()[0] == pytest.approx(wilson(1, normal.ppf(0.975) ** 2 / 12)[0])
     two = certain([RISING, RISING[::-1]], [range(30), range(90, 120)])
     assert answered_at(two, 0.2).clusters == 12, "each seed answers photos of 12 products, both together of 24"
 

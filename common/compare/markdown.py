@@ -86,9 +86,11 @@ def introduction(first: ScoredExperiment) -> str:
     without_id = int((first.experiment.ids["product_id"] == "").sum())
     if without_id:
         images += f" ({without_id} without a product id, each of which counts as a separate product)"
+    macro_f1 = first.estimates["macro_f1"].as_dict()
     return (
         f"{images}. Brackets contain 95 % confidence intervals, which account for "
         "the choice of products and images and, for experiments with several seeds, for the choice of seeds."
+        f"{'' if macro_f1['interval'] else ' Macro F1 has none if a class shows fewer than two products.'}"
     )
 
 

@@ -26,7 +26,7 @@ from common.figures import save_figure
 from common.files import check_output_folder, terminal_table, write_json
 from common.finished_run import FinishedRun
 from common.run_folder import IDS
-from common.stats import estimate, format_difference, format_share
+from common.stats import format_difference, format_share, score_estimate
 
 VIEWS = ("as trained", "product alone", "background alone", "outline alone")
 HEAT_ROWS = 32  # val rows of which heat maps are made
@@ -127,7 +127,7 @@ def heat_on_product(heat: np.ndarray, masks: np.ndarray, clusters: np.ndarray) -
     if members.any():
         sums, counts = np.bincount(members, shares[warm]), np.bincount(members)
         without = (sums.sum() - sums) / (counts.sum() - counts)
-        found |= estimate(np.array([shares[warm].mean()]), without[None]).as_dict()
+        found |= score_estimate(np.array([shares[warm].mean()]), without[None]).as_dict()
     return found
 
 

@@ -11,7 +11,7 @@ from common.compare.questions import MIN_CLUSTERS, ScoredExperiment
 from common.conformal import clusters_needed
 from common.finished_run import FinishedRun
 from common.metrics import calibration_error
-from common.stats import Estimate, estimate, over_partitions
+from common.stats import Estimate, over_partitions, score_estimate
 
 SHARES = tuple(k / 10 for k in range(1, 11))  # of photos answered, at which the accuracy is reported
 ERRORS = (0.01, 0.02, 0.05, 0.1)  # shares of wrong answers at which the share answered is reported
@@ -140,7 +140,7 @@ def answered_at(scored: ScoredExperiment, share: float) -> Estimate | None:
     scores, without = right.sum(1) / number, (right.sum(1, keepdims=True) - right) / (number - rows)
     repetitions = scored.experiment.repetitions
     own = [repetitions == repetition for repetition in np.unique(repetitions)]
-    found = estimate(np.stack([scores[s].mean() for s in own]), np.stack([without[s].mean(0) for s in own]))
+    found = score_estimate(np.stack([scores[s].mean() for s in own]), np.stack([without[s].mean(0) for s in own]))
     found = replace(found, clusters=clusters)  # a seed answers photos of fewer products than all seeds together
     return over_partitions(found) if scored.experiment.folds else found
 
