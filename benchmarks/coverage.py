@@ -67,6 +67,7 @@ class World:
     photos: int = 3  # the largest number of photos of a product, a key of `SIZES`
     largest: float = 0.0  # one further product has this share of the rows
     rows: int = 150  # at least, and at most ten more
+    copies: int = 1  # of the twelve classes; those of one copy are confused with each other only
     seeds: tuple[int, ...] = (1, 1)  # of each model
     spread: tuple[float, ...] = (0.0, 0.0)  # standard deviation over seeds of each model's true accuracy
     product: float = 0.3
@@ -100,7 +101,8 @@ class World:
             latent = shared + own + effect(seed_share, (seeds, 1)) + noise
             wrong = (CONFUSIONS.cumsum(1)[labels] < rng.random((seeds, n, 1))).sum(-1)
             predictions.append(np.where(latent < limits[labels], labels, wrong))
-        return labels, clusters, predictions
+        copy = rng.integers(self.copies, size=len(counts))[clusters] * CLASSES
+        return labels + copy, clusters, [guesses + copy for guesses in predictions]
 
 
 NASTY = {"product": 0.5, "photo": 0.1, "model_product": 0.1, "model_photo": 0.05, "seed_product": 0.05}  # .6 and more
@@ -120,6 +122,8 @@ SCORES = {
         (0.99, 0.99), photos=8, seeds=(6, 6), spread=(0.005, 0.005), **NASTY
     ),
     "one seed, a third of the rows in one product": World((0.88, 0.94), largest=1 / 3, **NASTY),
+    "one seed, 84 classes, 1,000 rows": World((0.75, 0.8), rows=1000, copies=7),
+    "one seed, 84 classes, 1,000 rows, up to eight photos": World((0.75, 0.8), photos=8, rows=1000, copies=7, **NASTY),
 }
 DIFFERENCES = {  # true differences of 0; weights of a single seed have exactly the mean accuracy
     f"{kind}, {seeds[0]} and {seeds[1]} seeds, spreads {100 * spread[0]:.0f} and {100 * spread[1]:.0f} points": World(
@@ -251,7 +255,7 @@ def recall_coverage(world: World, trials: int, seed: int = 0) -> float:
             groups = np.unique(clusters[own], return_inverse=True)[1]
             if groups.max() > 0:
                 low, high = score_estimate(*accuracies(predictions[0][:, own] == label, groups)).score_interval()
-                covered.append(low <= norm.cdf(thresholds(world.accuracy[0])[label]) <= high)
+                covered.append(low <= norm.cdf(thresholds(world.accuracy[0])[label % CLASSES]) <= high)
     return float(np.mean(covered))
 
 

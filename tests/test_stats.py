@@ -151,6 +151,14 @@ def test_a_first_error_does_not_make_an_interval_narrower(errors):
     assert low[0] == pytest.approx(wilson(1, 1.96**2 / 30)[0], abs=1e-4) and low[1] < low[0]
 
 
+def test_an_interval_holds_whether_the_bias_is_as_large_as_the_jackknife_finds_or_zero():
+    found = Estimate(0.8, bias=0.06, image_variance=0.0004, clusters=101)
+    q = scipy_stats.t.ppf(0.975, 100) ** 2 * 0.0004
+    low, high = wilson(0.74, q / (0.74 * 0.26))[0], wilson(0.8, q / (0.8 * 0.2))[1]
+    assert found.score_interval() == pytest.approx((low, high)) and low < 0.7 and high > 0.83
+    assert replace(found, bias=-0.06).score_interval()[0] == pytest.approx(wilson(0.8, q / (0.8 * 0.2))[0])
+
+
 def test_macro_f1_has_no_interval_if_a_class_shows_fewer_than_two_products():
     labels, clusters = np.repeat(["a", "b"], 10), np.arange(20) // 2
     predictions = np.where(np.arange(20) % 5 == 0, "b", labels)
