@@ -40,6 +40,7 @@ CLASSES = len(PRIORS)
 DIFFICULTY = np.linspace(-0.5, 0.5, CLASSES)[np.argsort(np.argsort(np.sin(7 * np.arange(CLASSES))))]
 # A wrong prediction is the next class half of the time, otherwise any other class.
 CONFUSIONS = 0.5 * np.roll(np.eye(CLASSES), 1, axis=1) + 0.5 * (1 - np.eye(CLASSES)) / (CLASSES - 1)
+MIN_SPLITS = 80  # with an interval of macro F1
 SIZES = {3: np.array([0.6, 0.3, 0.1]), 6: np.full(6, 1 / 6), 8: np.full(8, 1 / 8)}  # products by number of photos
 
 
@@ -458,8 +459,10 @@ def main() -> None:
         for name, world in SCORES.items():
             recall, shares = recall_coverage(world, -(-args.trials // 5)), score_coverage(world, args.trials)
             for method, last in (("score", f"{recall:.3f}"), ("difference", "")):
-                cells = " | ".join(f"{share:.3f}" for share in shares[method])
-                print(f"| {name} | {method} | {cells} ({shares['splits'][-1]:.3f}) | {last} |", flush=True)
+                *cells, macro_f1 = (f"{share:.3f}" for share in shares[method])
+                known = shares["splits"][-1]  # too few splits say nothing
+                cells.append(f"{macro_f1 if known * args.trials >= MIN_SPLITS else ''} ({known:.3f})".strip())
+                print(f"| {name} | {method} | {' | '.join(cells)} | {last} |", flush=True)
     for part, worlds in (("differences", DIFFERENCES), ("large", LARGE), ("families", FAMILIES), ("power", POWER)):
         if part in args.only:
             print(f"\n| {part} | intervals cover (all) | false alarms | found |\n| --- | --- | --- | --- |")
