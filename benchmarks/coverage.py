@@ -1,7 +1,7 @@
 """Coverage of the intervals and false alarms of the tests in common/stats.py, on simulated val splits.
 
-python -m benchmarks.coverage                          # about an hour on one core
-python -m benchmarks.coverage --trials 200             # about five minutes
+python -m benchmarks.coverage                          # hours on one core
+python -m benchmarks.coverage --trials 200             # a tenth of that, with three times the standard error
 python -m benchmarks.coverage --only differences
 
 A split has 150 to 160 rows (others are named) of products with one to three photos (as in the sample's val split), or
