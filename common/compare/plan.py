@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from common.compare.experiments import group_runs
-from common.compare.grid import Job, decode_data, durations, finished_run, time_left
+from common.compare.grid import Job, decode_data, finished_run, time_left
 from common.compare.looks import Looks, check_looks, current_look
 from common.compare.questions import MIN_CLUSTERS, MIN_SEEDS, ScoredExperiment, pairs, questions
 from common.config import count
@@ -102,7 +102,8 @@ def plan_report(jobs: Sequence[Job], looks: Looks | None = None, *, workers: int
     if looks and all(job in finished for job in current_look(jobs, looks, record=False)):
         lines = [f"{count(len(finished), 'run')} {of} finished, no question is open"]
     else:
-        left = time_left([job for job in jobs if job not in finished], durations(finished), workers)
+        seconds = {job: run.info.seconds or 0.0 for job, run in finished.items()}
+        left = time_left([job for job in jobs if job not in finished], seconds, workers)
         lines = [f"{'at most ' * bool(looks)}{count(len(jobs), 'run')} {of}: {len(finished)} finished, {left}"]
     if looks:
         lines.append(f"There are looks after {looks}; a question that is answered needs no more runs.")

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.config import ID_COLUMNS, InputError, count
-from common.data.split_names import KEYWORDS, folder_splits
+from common.data.split_names import KEYWORDS, WORDS, is_split
 from common.data.table import (
     ImageFiles,
     Table,
@@ -86,7 +86,7 @@ def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dic
         if is_image(name) and name.count("/") > 1:
             images.setdefault(name.split("/")[0], []).append(name)
     class_folders = {split: {name.rpartition("/")[0] for name in names} for split, names in images.items()}
-    other_splits = [split for split in images if len(images) > 1 and not _is_split(split)]
+    other_splits = [split for split in images if len(images) > 1 and not is_split(split)]
     for split in other_splits:  # such as a folder of icons, which may be sorted in another way
         _check_categories(folder, class_folders.pop(split))
     _check_categories(folder, set().union(*class_folders.values()))
@@ -113,15 +113,9 @@ def read_image_folder(folder: Path, files: list[str], skipped: list[str]) -> dic
 def are_classes(files: Sequence[str]) -> bool:
     """Whether the photos among `files` are in folders of classes, without folders of splits above these."""
     folders = [f.split("/") for f in {name.rpartition("/")[0].lower() for name in files if is_image(name)} - {""}]
-    words = {word for words in KEYWORDS.values() for word in words}
     return len(folders) > 1 and not any(
-        _is_split(parts[0]) or words.intersection(parts) or NO_CLASS.fullmatch(parts[-1]) for parts in folders
+        is_split(parts[0]) or WORDS.intersection(parts) or NO_CLASS.fullmatch(parts[-1]) for parts in folders
     )
-
-
-def _is_split(folder: str) -> bool:
-    """Whether a folder is named after a split, in upper or lower case."""
-    return bool(folder_splits(f"{folder.lower()}/"))
 
 
 def _in_split(name: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.config import InputError
-from common.data.split_names import KEYWORDS, file_splits, folder_splits
+from common.data.split_names import KEYWORDS, WORDS, file_splits, folder_splits, is_split
 from common.data.table import is_image, printable_name
 
 MAX_DEPTH = 4  # folders below the given one
@@ -26,11 +26,11 @@ def data_root(folder: Path, files: Sequence[str]) -> str:
         InputError: several folders below `folder` hold a data set each.
     """
     photos = [name for name in files if is_image(name)]
-    beside = {name.rpartition(".")[0] for name in photos}
-    roots = {_root(name) for name in files if _is_annotation(name, beside)} | roots_of_classes(photos)
+    folders, beside = ({name.rpartition(mark)[0] for name in photos} for mark in "/.")
+    others = set(files).difference(photos)
+    roots = {_root(name) for name in others if _is_annotation(name, beside)} | roots_of_classes(folders)
     if not roots or "" in roots:
         return ""
-    folders = {name.rpartition("/")[0] for name in photos}
     roots &= {"/".join(folder.split("/")[:i]) for folder in folders for i in range(1, MAX_DEPTH + 1)}
     outer = [root for root in sorted(roots) if not roots & {root[:i] for i, char in enumerate(root) if char == "/"}]
     if len(outer) > 1:
@@ -54,18 +54,17 @@ def _is_annotation(name: str, beside: set[str]) -> bool:
 def _root(name: str) -> str:
     """The folder of the data set that a file of annotations belongs to."""
     parts = name.split("/")[:-1]
-    while parts and (INNER.fullmatch(parts[-1].lower()) or folder_splits(f"{parts[-1].lower()}/")):
+    while parts and (INNER.fullmatch(parts[-1].lower()) or is_split(parts[-1])):
         parts.pop()
     return "/".join(parts)
 
 
-def roots_of_classes(photos: Iterable[str]) -> set[str]:
-    """The folders with photos in train/CLASS/ and, if there are more folders, another split."""
-    folders: dict[str, set[str]] = {}
-    for name in photos:
-        parts = name.split("/")[:-1]
+def roots_of_classes(folders: Iterable[str]) -> set[str]:
+    """The folders above `folders`, which hold photos, that have train/CLASS/ and, if there are more, another split."""
+    inside: dict[str, set[str]] = {}
+    for folder in folders:
+        parts = folder.split("/")
         for i in range(min(len(parts) - 1, MAX_DEPTH + 1)):
-            folders.setdefault("/".join(parts[:i]), set()).add(parts[i].lower())
+            inside.setdefault("/".join(parts[:i]), set()).add(parts[i].lower())
     train = {*KEYWORDS["train"]}
-    others = {word for words in KEYWORDS.values() for word in words} - train
-    return {root for root, names in folders.items() if names & train and (names & others or len(names) == 1)}
+    return {root for root, names in inside.items() if names & train and (names & (WORDS - train) or len(names) == 1)}

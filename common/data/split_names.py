@@ -9,6 +9,7 @@ KEYWORDS = {  # words in the names of files and folders, as in the library datas
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+WORDS = {word for words in KEYWORDS.values() for word in words}
 SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 
 
@@ -37,6 +38,11 @@ def _shard_splits(name: str) -> list[str]:
 def folder_splits(name: str) -> list[str]:
     """The splits that the folders in the name of a file are named after."""
     return [split for split in KEYWORDS if any(_names(split, part) for part in name.split("/")[:-1])]
+
+
+def is_split(folder: str) -> bool:
+    """Whether a folder is named after a split, in upper or lower case."""
+    return bool(folder_splits(f"{folder.lower()}/"))
 
 
 def file_splits(name: str) -> list[str]:

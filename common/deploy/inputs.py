@@ -146,7 +146,7 @@ def _is_table(source: str) -> bool:
         table = splits and len(splits) == sum(map(is_image, files)) and set(splits) <= {"train", *VAL_NAMES}
         return (
             table
-            or len(roots_of_classes(filter(is_image, files))) == 1
+            or len(roots_of_classes({name.rpartition("/")[0] for name in files if is_image(name)})) == 1
             or any(name.endswith(".parquet") for name in files)
         )
     if os.path.exists(source) or path.suffix == ".parquet":

@@ -126,9 +126,9 @@ class AnnotatedPhotos:
                 if candidate in self.images:
                     self.named.setdefault(candidate, set()).add(candidate.rpartition("/")[2])
                     return candidate
+        similar = self.by_base.get(same_case(base), [])
         for key in SIMILAR.values():
-            same = self.by_base.get(same_case(base), [])
-            same = [image for image in same if key(image.rpartition("/")[2]) == key(base)]
+            same = [image for image in similar if key(image.rpartition("/")[2]) == key(base)]
             ending = [image for image in same if key(f"/{image}").endswith(key("/" + "/".join(parts)))]
             paths = {key("/".join([*filter(None, [folder]), *parts])) for folder in near}
             beside = [image for image in same if key(image) in paths]
