@@ -245,7 +245,7 @@ def test_intervals_near_1_cover_the_truth_in_a_short_simulation():
 
 
 def test_scores_of_many_classes_have_intervals_that_hold():
-    """81 classes with three products of four photos each, for which the jackknife finds too large a bias of precision."""
+    """81 classes with three products of four photos each: the jackknife finds too large a bias of precision."""
     rng, covered = np.random.default_rng(0), []
     labels, clusters = np.repeat(np.arange(81), 12), np.repeat(np.arange(243), 4)
     for _ in range(60):
