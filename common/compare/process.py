@@ -33,13 +33,16 @@ class RunProcess:
     Its output is appended to `output_file`: a run that has outlived an earlier study may still be writing to it.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str]):
+    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str], heading: str = ""):
+        """`heading` is written before the output."""
         self.environment, self.output = environment, output_file(folder)
         self.has_launcher = "accelerate.commands.launch" in command
         check_output(self.output, lambda path: True)  # is appended to
         self.output.parent.mkdir(parents=True, exist_ok=True)
         with open(self.output, "ab") as file:
             self.start = file.tell()
+            file.write(heading.encode())
+            file.flush()  # before the run writes
             self.process = subprocess.Popen(
                 command,
                 stdout=file,
@@ -97,8 +100,9 @@ class SlurmJob:
             signal.signal(number, lambda number, frame: received.append(number))
         before = self._checkpoint()
         # Only with the same number of threads are results the same, bit for bit.
-        run = RunProcess(self.command, Path(self.folder), {"OMP_NUM_THREADS": os.environ["SLURM_CPUS_PER_TASK"]})
-        run.note(f"{STARTED}{job} on {platform.node()}")
+        threads = {"OMP_NUM_THREADS": os.environ["SLURM_CPUS_PER_TASK"]}
+        heading = f"{STARTED}{job} on {platform.node()}\n"
+        run = RunProcess(self.command, Path(self.folder), threads, heading)
         stopped = False
         while run.is_running():
             if received and not stopped:  # a second signal would end the script before it has saved its state
