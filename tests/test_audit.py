@@ -17,7 +17,7 @@ import common.data.audit
 from common.config import InputError
 from common.data.audit import NEAR_DUPLICATE_BITS, audit, describe, findings
 from common.data.dataset import place_pixels
-from common.data.pixels import difference_hash
+from common.data.pixels import difference_hashes
 from common.data.splits import Split, assign_folds, parse_split
 from tests import helpers
 from tests.helpers import encode, stored
@@ -266,11 +266,25 @@ def test_hash_distances_of_saved_copies_and_of_other_crops(rows):
     for row in rows["val"]:
         x, y, w, h = row["bbox"]
         crops.append(image_of(row).crop((x, y, x + w, y + h)))
-    looks = [difference_hash(crop) for crop in crops]
-    anew = [difference_hash(Image.open(io.BytesIO(encode(crop.resize((96, 96)), quality=60)))) for crop in crops]
+    squares = [crop.resize((192, 192)) for crop in crops]
+    looks = [int(difference_hashes(crop)[0]) for crop in squares]
+    saved = [Image.open(io.BytesIO(encode(crop.resize((96, 96)), quality=60))) for crop in squares]
+    anew = [int(difference_hashes(crop)[0]) for crop in saved]
     pairs = list(combinations(looks, 2))
     assert np.mean(np.array(bits_apart(looks, anew)) <= NEAR_DUPLICATE_BITS) > 0.9
     assert np.mean(np.array(bits_apart(*zip(*pairs, strict=True))) <= NEAR_DUPLICATE_BITS) < 0.001
+
+
+@pytest.mark.parametrize("size", [28, 50, 64, 225])
+def test_hashes_do_not_depend_on_the_other_images_of_a_strip(size):
+    images = np.random.default_rng(size).integers(0, 256, (5, size, size, 3), np.uint8)
+    strip, pads = Image.fromarray(images.reshape(-1, size, 3)), [(0, 0), (9, 0), (0, 5), (13, 0), (0, 0)]
+    alone = [Image.fromarray(image) for image in images]
+    expected = np.concatenate([difference_hashes(image) for image in alone])
+    np.testing.assert_array_equal(difference_hashes(strip), expected)
+    expected = np.concatenate([difference_hashes(image, [pad]) for image, pad in zip(alone, pads, strict=True)])
+    np.testing.assert_array_equal(difference_hashes(strip, pads), expected)
+    assert expected[1] != difference_hashes(alone[1])[0] and expected[0] == difference_hashes(alone[0])[0]
 
 
 def test_uniform_crops_are_not_near_duplicates(load, rows, parquet):

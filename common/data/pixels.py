@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import threading
 import warnings
 import zlib
 from collections import deque
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cache
-from itertools import count, groupby, islice, repeat
+from itertools import groupby, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -97,7 +98,7 @@ class Pixels(NamedTuple):
     pixels: np.ndarray  # uint8 memory map (N, 3, S, S)
     crop_sizes: np.ndarray  # (N, 2) float32, width and height of each crop in pixels before it was made square
     boxes: np.ndarray  # (N, 7) float64, `common.data.crop.box_row` of each row, not clipped; NaN without `--crop`
-    hashes: np.ndarray  # (N, 2) uint64, a hash of the image file and the `difference_hash` of the crop
+    hashes: np.ndarray  # (N, 2) uint64, a hash of the image file and that of `difference_hashes` of the crop
     problems: dict[int, str]  # the reasons why rows have no pixels
 
 
@@ -215,6 +216,8 @@ def _fill_folders(split: str, rows: Table, content: str | None, settings: dict[s
         folders = [Path(config.cache, key) for key, config in settings.items()]
         partials = [stack.enter_context(atomic_path(folder, suffix)) for folder in folders]
         arrays = [_PixelArray(path, rows, config) for path, config in zip(partials, settings.values(), strict=True)]
+        for array in arrays:
+            stack.enter_context(array.file)
         progress = stack.enter_context(tqdm(total=len(rows), desc=f"decoding {split}", disable=None, unit=" images"))
         batches = _image_batches(rows, sha256)
         for count in map_ahead(lambda batch: _decode_batch(*batch, arrays), batches, ahead=2 * WORKERS):
@@ -254,7 +257,7 @@ def _file_checksum(path: Path) -> str:
     """CRC-32 of a file, read in parts."""
     checksum = 0
     with open(path, "rb") as file:
-        while part := file.read(1 << 24):
+        while part := file.read(1 << 20):
             checksum = zlib.crc32(part, checksum)
     return f"{checksum:08x}"
 
@@ -305,13 +308,29 @@ def error_reason(error: Exception) -> str:
     return str(error) if type(error) is ValueError else f"unreadable image ({error})"
 
 
-def difference_hash(image: Image.Image) -> int:
-    """A 64-bit perceptual hash that changes little under resizing, compression or new lighting: dHash (Krawetz, 2013).
+def difference_hashes(strip: Image.Image, pads: Sequence[tuple[int, int]] | None = None) -> np.ndarray:
+    """64-bit perceptual hashes that change little under resizing, compression or new lighting: dHash (Krawetz, 2013).
 
-    The image is reduced to 8 rows of 9 cells; each bit says whether a cell is brighter than its left neighbour.
+    Each image is reduced to 8 rows of 9 cells; each bit says whether a cell is brighter than its left neighbour.
+
+    Args:
+        strip: N square images, one below the other.
+        pads: the padding of each image, (horizontal, vertical) in pixels, which the hash ignores. It would make all
+            narrow crops look alike.
+
+    Returns:
+        (N,) uint64.
     """
-    cells = np.frombuffer(image.convert("L").resize((9, 8), Image.Resampling.BOX).tobytes(), np.uint8).reshape(8, 9)
-    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes())
+    size, n = strip.width, strip.height // strip.width
+    grey, box = strip.convert("L"), Image.Resampling.BOX
+    if pads is None:  # few calls, as each takes longer than its work on a small image
+        wide = grey.resize((9, strip.height), box)  # first, as Pillow does for a single image, so rounding is the same
+        cells = np.asarray(wide.resize((9, 8 * n), box))
+    else:
+        inner = [(x, i * size + y, size - x, (i + 1) * size - y) for i, (x, y) in enumerate(pads)]
+        cells = np.concatenate([np.asarray(grey.crop(edges).resize((9, 8), box)) for edges in inner])
+    brighter = (cells[:, 1:] > cells[:, :-1]).reshape(n, 64)
+    return np.packbits(brighter, axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 
 class _PixelArray:
@@ -321,32 +340,39 @@ class _PixelArray:
         folder.mkdir()
         n, size = len(rows), config.image_size
         self.folder, self.config, self.box_format = folder, config, rows.box_format
-        self.file = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (n, 3, size, size))
-        self.pixels = self.file.view(np.ndarray)  # rows of a memmap are memmaps, which take longer to make
-        if hasattr(os, "posix_fallocate"):  # otherwise a full disk kills the process with SIGBUS on a later write
-            with open(folder / "pixels.npy", "rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
+        self.offset = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (n, 3, size, size)).offset
+        self.file = open(folder / "pixels.npy", "rb+")  # writing to it is faster than writing to its memory map
+        self.lock = threading.Lock()  # between seeking and writing
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not after hours of decoding
+            os.posix_fallocate(self.file.fileno(), 0, self.file.seek(0, os.SEEK_END))
         self.crop_sizes = np.ones((n, 2), np.float32)
         self.boxes = np.full((n, 7), np.nan)
         self.hashes = np.zeros((n, 2), np.uint64)
         self.problems: dict[int, str] = {}
 
-    def put(self, i: int, photo: Photo, bbox: Sequence[float] | None, file_hash: int) -> None:
-        """Crops `photo` into row i."""
+    def crop(self, i: int, photo: Photo, bbox: Sequence[float] | None) -> Image.Image:
+        """The crop of row i, whose box and size are stored."""
         config = self.config
         if config.crop:
             bbox = to_pixels(bbox, self.box_format, upright_size(photo.opened))
             self.boxes[i] = box_row(bbox, photo.opened)
         image, self.crop_sizes[i] = crop_with(config, photo.image, bbox, reduce=photo.reduce)
-        self.pixels[i] = np.asarray(image).transpose(2, 0, 1)
-        if config.fit == "pad":  # hash without the padding, which would make all narrow crops look alike
-            x, y = padding(self.crop_sizes[i].tolist(), config.image_size)
-            image = image.crop((x, y, config.image_size - x, config.image_size - y))
-        self.hashes[i] = file_hash, difference_hash(image)
+        return image
+
+    def store(self, rows: slice, strip: Image.Image) -> None:
+        """Stores the crops of `rows`, one below the other in `strip`; rows without a crop are black."""
+        size = self.config.image_size
+        pixels = np.ascontiguousarray(np.asarray(strip).reshape(-1, size, size, 3).transpose(0, 3, 1, 2))
+        with self.lock:
+            self.file.seek(self.offset + rows.start * pixels[0].nbytes)
+            self.file.write(pixels.data)
+        sizes = self.crop_sizes[rows].tolist()
+        pads = [padding(crop_size, size) for crop_size in sizes] if self.config.fit == "pad" else None
+        self.hashes[rows, 1] = difference_hashes(strip, pads)
 
     def finish(self, name: str) -> None:
         """Writes everything but the pixels, which are already in their file. `name` is the folder's final name."""
-        self.file.flush()
+        self.file.close()
         np.save(self.folder / "crop_sizes.npy", self.crop_sizes)
         np.save(self.folder / "boxes.npy", self.boxes)
         np.save(self.folder / "hashes.npy", self.hashes)
@@ -360,26 +386,31 @@ def _decode_batch(first: int, batch: list["_PhotoRows"], arrays: list[_PixelArra
 
     Returns the number of rows in the batch.
     """
-    numbers = count(first)
+    end = first
     for encoded, shared, boxes, sha256 in batch:
+        start, end = end, end + len(boxes)
         photo: Photo | None = None
         file_hash = 0
-        for bbox, i in zip(boxes, numbers, strict=False):
-            for array in arrays:
+        for array in arrays:
+            config, size = array.config, array.config.image_size
+            strip = Image.new("RGB", (size, size * len(boxes)))
+            for row, bbox in enumerate(boxes):
                 try:
-                    if array.config.crop and bbox is None:
+                    if config.crop and bbox is None:
                         raise ValueError("no box")
                     if photo is None or (photo.opened.format in SCALED_FORMATS and not shared):
-                        photo = open_photo(encoded, shared=shared, max_megapixels=array.config.max_megapixels)
+                        photo = open_photo(encoded, shared=shared, max_megapixels=config.max_megapixels)
                         assert isinstance(encoded, bytes), "or open_photo would fail"
                         digest = sha256 or hashlib.sha256(encoded).digest()
                         file_hash = int.from_bytes(digest[:8])
-                    array.put(i, photo, bbox, file_hash)
+                    strip.paste(array.crop(start + row, photo, bbox), (0, size * row))
+                    array.hashes[start + row, 0] = file_hash
                 except Exception as error:  # PIL raises many kinds of exceptions for broken files
-                    array.problems[i] = error_reason(error)
+                    array.problems[start + row] = error_reason(error)
                     if not shared:
                         photo = None  # used again, it would raise no error but give a partly decoded image
-    return sum(len(photo.boxes) for photo in batch)
+            array.store(slice(start, end), strip)
+    return end - first
 
 
 class _PhotoRows(NamedTuple):
