@@ -3,6 +3,7 @@
 python predict.py RUN photo.jpg --bbox 40,60,200,180            # one product in a photo
 python predict.py RUN photos/ --boxes boxes.csv                 # many: CSV lines of file,x,y,width,height
 python predict.py RUN photos/ --boxes detections.json --output found.json  # what a detector found (COCO results)
+python predict.py RUN photos/ --no-box-ok                       # photos/CLASS/photo.jpg: prints the scores, too
 python predict.py RUN val.parquet --output predictions.csv      # data in the training format, a Hub id or 'sample'
 python predict.py RUN 'photos/*.jpg' --gallery predictions.png  # also draw the photos with boxes and categories
 python predict.py RUN photos/ --boxes boxes.csv --risk 0.05     # answer "unsure" rather than a wrong category
@@ -102,7 +103,8 @@ def main(argv=None):
     trained = open_run(str(options.run))
     config, classes = replace(trained.config, max_megapixels=options.max_megapixels), trained.info.classes
     calibration = calibrate(trained, options.risk) if options.risk is not None else None
-    inputs = read_inputs(options.source, bbox=options.bbox, boxes=options.boxes, split=options.split, config=config)
+    named = {"bbox": options.bbox, "boxes": options.boxes, "split": options.split}
+    inputs = read_inputs(options.source, **named, config=config, classes=classes)
     has_box = [box is not None for box in inputs.boxes]
     if config.crop and not any(has_box) and not options.no_box_ok:
         raise InputError(

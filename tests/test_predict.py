@@ -203,6 +203,26 @@ def test_rows_of_the_training_data_are_pointed_out(copy, capsys):
     assert "some of these rows may be its training data" in capsys.readouterr().out
 
 
+def test_folders_named_after_classes_are_labels(cropped, rows, tmp_path, capsys):
+    first, second, *_ = read_run(Path(cropped)).info.classes
+    names = [f"{first.title()}/1.jpg", f"new/{second}/2.jpg", "Lost & Found/3.jpg", "4.jpg"]
+    for name, row in zip(names, rows["val"], strict=False):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(row["image"]["bytes"])
+    results = predict.main([cropped, str(tmp_path), "--no-box-ok"])
+    out = capsys.readouterr().out
+    assert {result["image"]: result["label"] for result in results} == dict(
+        zip(names, [first, second, "lost_&_found", None], strict=True)
+    )
+    assert "4 images, labelled by their folders" in out and "does not know these categories: lost_&_found" in out
+    right = sum(result["category"] == result["label"] for result in results)
+    assert re.search(rf"accuracy +{right / 2}", out)
+    for name in names[:2]:
+        (tmp_path / name).unlink()
+    results = predict.main([cropped, str(tmp_path), "--no-box-ok"])
+    assert not any(result["label"] for result in results) and "accuracy" not in capsys.readouterr().out
+
+
 # Inputs --------------------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from common.data.sources import (
     read_splits,
     with_box_format,
 )
-from common.data.table import IMAGE_SUFFIXES, Table, is_image, read_file
+from common.data.table import IMAGE_SUFFIXES, Table, clean_category, is_image, read_file
 
 MAX_CROPS = 64  # of a photo that are made together; for more, it is decoded again
 
@@ -75,7 +75,13 @@ class Inputs:
 
 
 def read_inputs(
-    source: str, *, bbox: str = "", boxes: str = "", split: str = "", config: DataConfig | None = None
+    source: str,
+    *,
+    bbox: str = "",
+    boxes: str = "",
+    split: str = "",
+    config: DataConfig | None = None,
+    classes: Sequence[str] = (),
 ) -> Inputs:
     """Reads the inputs that the command line of predict.py describes.
 
@@ -89,6 +95,7 @@ def read_inputs(
         split: the split of a table. The default is val, or the only split.
         config: that of the model. Its `--val-split` and `--box-format` say what is val in a table, and what the numbers
             of its boxes mean, unless the table has no such split or its layout defines them.
+        classes: those of the model. The folders of images are their labels if one of them is named after a class.
 
     Raises:
         InputError: there are no images, or the boxes do not match them.
@@ -121,13 +128,15 @@ def read_inputs(
     elif boxes:
         boxes_of |= _read_boxes(Path(boxes), list(files))
     crops = [(i, name, box) for i, (name, image_boxes) in enumerate(boxes_of.items()) for box in image_boxes]
+    labels = [clean_category(Path(name).parent.name) for _, name, _ in crops]
+    labelled = bool(folder) and not detections and not set(labels).isdisjoint(classes)
     return Inputs(
         names=[name for _, name, _ in crops],
         images=[i for i, _, _ in crops],
         boxes=[box for _, _, box in crops],
-        labels=[None] * len(crops),
+        labels=labels if labelled else [None] * len(crops),
         encoded=lambda rows: (read_file(files[crops[row][1]], folder) for row in rows),
-        description=count(len(boxes_of), "image"),
+        description=count(len(boxes_of), "image") + ", labelled by their folders" * labelled,
         unread=unread,
         detections=detections,
     )
