@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import common.data.pixels
 import common.data.table
 from common.config import DataConfig, InputError, TrainConfig, differences, identity
 from common.data.audit import audit, describe, findings
@@ -125,6 +126,17 @@ def test_the_pixels_of_a_crop_do_not_depend_on_the_other_boxes(load, many, write
             np.testing.assert_array_equal(split.pixels[split.index[i]], expected)
             alone = np.asarray(crop_image(open_image(encoded), bbox, size=24)[0]).transpose(2, 0, 1)
             assert abs(expected.astype(int) - alone).mean() < 3
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_the_boxes_of_a_crowd_are_cropped_in_parts(load, many, write, tmp_path, monkeypatch, fit):
+    folder = write("coco", many)
+    expected = load(folder, image_size=24, fit=fit)
+    monkeypatch.setattr(common.data.pixels, "MAX_CROPS", 2)  # of the three boxes of a photo
+    in_parts = load(folder, image_size=24, fit=fit, cache=str(tmp_path / "parts"))
+    for split, other in zip(in_parts, expected, strict=True):
+        np.testing.assert_array_equal(split.pixels, other.pixels)
+        np.testing.assert_array_equal(split.hashes, other.hashes)
 
 
 def test_a_photo_is_read_and_decoded_once(load, many, write, tmp_path, monkeypatch):

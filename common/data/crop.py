@@ -8,6 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 MIN_BOX = 2  # pixels
+MAX_CROPS = 64  # of a photo that are in memory together: those of a crowd would fill it
 PAD_COLOR = (124, 116, 104)  # the ImageNet mean; models with another normalisation have their own
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cache
-from itertools import groupby, islice, repeat
+from itertools import groupby, islice, product, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from common.config import DataConfig, InputError, Normalization
 from common.data.boxes import to_pixels
-from common.data.crop import box_row, clip_box, crop_image, orientation_of, padding, upright_size
+from common.data.crop import MAX_CROPS, box_row, clip_box, crop_image, orientation_of, padding, upright_size
 from common.data.table import CHANGED, ImageFiles, Table
 from common.files import atomic_path
 
@@ -372,7 +372,7 @@ class _PixelArray:
 
     def finish(self, name: str) -> None:
         """Writes everything but the pixels, which are already in their file. `name` is the folder's final name."""
-        self.file.close()
+        self.file.flush()
         np.save(self.folder / "crop_sizes.npy", self.crop_sizes)
         np.save(self.folder / "boxes.npy", self.boxes)
         np.save(self.folder / "hashes.npy", self.hashes)
@@ -387,30 +387,37 @@ def _decode_batch(first: int, batch: list["_PhotoRows"], arrays: list[_PixelArra
     Returns the number of rows in the batch.
     """
     end = first
-    for encoded, shared, boxes, sha256 in batch:
-        start, end = end, end + len(boxes)
-        photo: Photo | None = None
-        file_hash = 0
-        for array in arrays:
-            config, size = array.config, array.config.image_size
-            strip = Image.new("RGB", (size, size * len(boxes)))
-            for row, bbox in enumerate(boxes):
-                try:
-                    if config.crop and bbox is None:
-                        raise ValueError("no box")
-                    if photo is None or (photo.opened.format in SCALED_FORMATS and not shared):
-                        photo = open_photo(encoded, shared=shared, max_megapixels=config.max_megapixels)
-                        assert isinstance(encoded, bytes), "or open_photo would fail"
-                        digest = sha256 or hashlib.sha256(encoded).digest()
-                        file_hash = int.from_bytes(digest[:8])
-                    strip.paste(array.crop(start + row, photo, bbox), (0, size * row))
-                    array.hashes[start + row, 0] = file_hash
-                except Exception as error:  # PIL raises many kinds of exceptions for broken files
-                    array.problems[start + row] = error_reason(error)
-                    if not shared:
-                        photo = None  # used again, it would raise no error but give a partly decoded image
-            array.store(slice(start, end), strip)
+    for photo in batch:
+        start, end = end, end + len(photo.boxes)
+        _decode_photo(start, photo, arrays)
     return end - first
+
+
+def _decode_photo(first: int, rows: "_PhotoRows", arrays: list[_PixelArray]) -> None:
+    """Decodes the rows of a photo; the first of them is row `first`."""
+    photo: Photo | None = None
+    file_hash = 0
+    parts = [range(len(rows.boxes))[i : i + MAX_CROPS] for i in range(0, len(rows.boxes), MAX_CROPS)]
+    for array, part in product(arrays, parts):
+        config, size = array.config, array.config.image_size
+        strip = Image.new("RGB", (size, size * len(part)))
+        for place, number in enumerate(part):
+            row, bbox = first + number, rows.boxes[number]
+            try:
+                if config.crop and bbox is None:
+                    raise ValueError("no box")
+                if photo is None or (photo.opened.format in SCALED_FORMATS and not rows.shared):
+                    photo = open_photo(rows.encoded, shared=rows.shared, max_megapixels=config.max_megapixels)
+                    assert isinstance(rows.encoded, bytes), "or open_photo would fail"
+                    digest = rows.sha256 or hashlib.sha256(rows.encoded).digest()
+                    file_hash = int.from_bytes(digest[:8])
+                strip.paste(array.crop(row, photo, bbox), (0, size * place))
+                array.hashes[row, 0] = file_hash
+            except Exception as error:  # PIL raises many kinds of exceptions for broken files
+                array.problems[row] = error_reason(error)
+                if not rows.shared:
+                    photo = None  # used again, it would raise no error but give a partly decoded image
+        array.store(slice(first + part.start, first + part.stop), strip)
 
 
 class _PhotoRows(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any
 
 from common.config import DataConfig, InputError, count
 from common.data.annotations.coco import read_image_names
+from common.data.crop import MAX_CROPS
 from common.data.image_folder import count_and_names, csv_lines, list_files
 from common.data.nested import roots_of_classes
 from common.data.sources import (
@@ -27,8 +28,6 @@ from common.data.sources import (
     with_box_format,
 )
 from common.data.table import IMAGE_SUFFIXES, Table, clean_category, is_image, read_file
-
-MAX_CROPS = 64  # of a photo that are made together; for more, it is decoded again
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Inputs:
 
     def photos(self) -> Iterator[tuple[bytes | str, bool, list[Sequence[float] | None]]]:
         """Yields photos in the order of the crops: the encoded image, whether several crops are taken from it, and the
-        boxes of successive crops, at most `MAX_CROPS`."""
+        boxes of successive crops, at most `MAX_CROPS`; for more, the photo is repeated."""
         counts = Counter(self.images)
         runs = [list(run) for _, run in groupby(range(len(self)), key=self.images.__getitem__)]
         parts = [run[i : i + MAX_CROPS] for run in runs for i in range(0, len(run), MAX_CROPS)]
