@@ -103,8 +103,9 @@ def main(argv=None):
     trained = open_run(str(options.run))
     config, classes = replace(trained.config, max_megapixels=options.max_megapixels), trained.info.classes
     calibration = calibrate(trained, options.risk) if options.risk is not None else None
-    named = {"bbox": options.bbox, "boxes": options.boxes, "split": options.split}
-    inputs = read_inputs(options.source, **named, config=config, classes=classes)
+    inputs = read_inputs(
+        options.source, bbox=options.bbox, boxes=options.boxes, split=options.split, config=config, classes=classes
+    )
     has_box = [box is not None for box in inputs.boxes]
     if config.crop and not any(has_box) and not options.no_box_ok:
         raise InputError(
